@@ -1,0 +1,1 @@
+"""The words of the field: timeframes, intervals, instruments, candles and their rules. No I/O here."""
