@@ -1,0 +1,100 @@
+"""Fixtures shared by all tests: recorded exchange data, a clock that only moves when told."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+
+from market.candle import candles
+from market.timeframe import TIMEFRAMES
+
+#: Recorded column -> candle column; the close time is turned into `early_close_time`.
+RECORDED_COLUMNS = {
+    "open": "open",
+    "high": "high",
+    "low": "low",
+    "close": "close",
+    "volume_base": "volume",
+    "volume_quote": "quote_volume",
+    "trades": "trades",
+    "taker_buy_base": "taker_buy_volume",
+    "taker_buy_quote": "taker_buy_quote_volume",
+}
+
+
+class ManualClock:
+    """A clock that stands still until it is moved."""
+
+    def __init__(self, now_ms: int = 1_700_000_000_000) -> None:
+        self.time_ms = now_ms
+
+    def now_ms(self) -> int:
+        return self.time_ms
+
+    def advance(self, milliseconds: int) -> None:
+        self.time_ms += milliseconds
+
+
+@pytest.fixture
+def clock() -> ManualClock:
+    """A clock at 2023-11-14T22:13:20Z."""
+    return ManualClock()
+
+
+@pytest.fixture(scope="session")
+def recorded() -> Path:
+    """The folder of recorded exchange data; skips the test where it is absent."""
+    default = Path(__file__).resolve().parents[1].parent / "shared" / "data"
+    folder = Path(os.environ.get("CHANDLERY_TEST_DATA") or default)
+    if not (folder / "candles").is_dir():
+        pytest.skip(f"no recorded exchange data in {folder} (set CHANDLERY_TEST_DATA)")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def recorded_candles(recorded: Path) -> Callable[[str, str], pa.Table]:
+    """A function from (part of a recorded file's name, timeframe) to its candles in the candle schema.
+
+    ``recorded_candles("binance_spot_BTCUSDT_1m_2023-01-01", "1m")``; each number is the float64 next to the
+    recorded decimal text. Loaded files are kept for the test run.
+    """
+    loaded: dict[tuple[str, str], pa.Table] = {}
+
+    def load(name: str, timeframe: str) -> pa.Table:
+        if (name, timeframe) not in loaded:
+            (path,) = (recorded / "candles").glob(f"{name}*.parquet")
+            loaded[name, timeframe] = load_recorded(path, timeframe)
+        return loaded[name, timeframe]
+
+    return load
+
+
+def load_recorded(path: Path, timeframe: str) -> pa.Table:
+    """One recorded Parquet file as candles; of a file with several timeframes, the rows of `timeframe`."""
+    raw = pq.read_table(path)
+    if "interval" in raw.column_names:
+        raw = raw.filter(pc.equal(raw.column("interval"), timeframe))
+    times = raw.column("open_time_ms").to_numpy()
+    columns: dict[str, object] = {"open_time": times}
+    for source, target in RECORDED_COLUMNS.items():
+        if source in raw.column_names:
+            columns[target] = exact_floats(raw.column(source)) if target != "trades" else raw.column(source)
+    if "close_time_ms" in raw.column_names:
+        closes = raw.column("close_time_ms").to_numpy()
+        whole = closes == TIMEFRAMES[timeframe].next_all(times) - 1
+        columns["early_close_time"] = pa.array(closes, pa.int64(), mask=np.asarray(whole))
+    return candles(columns)
+
+
+def exact_floats(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Decimals by way of their text: Arrow's direct cast multiplies by a power of ten and may be one bit off."""
+    if pa.types.is_decimal(column.type):
+        column = column.cast(pa.string())
+    return column.cast(pa.float64())
