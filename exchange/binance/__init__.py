@@ -1,0 +1,1 @@
+"""Binance spot: its wire messages, and the client parts that need them."""
