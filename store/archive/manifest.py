@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from market.coverage import Covered, CoverageState
+from market.coverage import CoverageState, Covered
 from market.errors import StoreUnusable
 from market.fingerprint import Digest, dataset_fingerprint
 from market.instrument import Series

@@ -1,0 +1,199 @@
+-- name: find_series
+-- The keys, revision and origin of one series; null keys where it is not stored.
+SELECT i.instrument_id, s.revision, s.last_write, i.listed_at
+FROM instruments i
+LEFT JOIN series s ON s.instrument_id = i.instrument_id AND s.timeframe = :timeframe
+WHERE i.exchange = :exchange AND i.symbol = :symbol;
+
+-- name: name_instrument
+-- Remember an instrument by its name alone; what is known already stays.
+INSERT INTO instruments (exchange, symbol, exchange_symbol, base, quote, kind, active)
+VALUES (:exchange, :symbol, :exchange_symbol, :base, :quote, :kind, 1)
+ON CONFLICT (exchange, symbol) DO NOTHING;
+
+-- name: save_instrument
+-- Keep what the exchange says of an instrument.
+INSERT INTO instruments (exchange, symbol, exchange_symbol, base, quote, kind, tick_size, lot_size, min_notional,
+                         active, listed_at, seen_at)
+VALUES (:exchange, :symbol, :exchange_symbol, :base, :quote, :kind, :tick_size, :lot_size, :min_notional,
+        :active, :listed_at, :seen_at)
+ON CONFLICT (exchange, symbol) DO UPDATE SET
+    exchange_symbol = excluded.exchange_symbol, base = excluded.base, quote = excluded.quote, kind = excluded.kind,
+    tick_size = excluded.tick_size, lot_size = excluded.lot_size, min_notional = excluded.min_notional,
+    active = excluded.active, listed_at = coalesce(excluded.listed_at, listed_at), seen_at = excluded.seen_at;
+
+-- name: list_instruments
+-- Instruments by exchange and symbol; all exchanges where :exchange is null.
+SELECT exchange, symbol, exchange_symbol, base, quote, kind, tick_size, lot_size, min_notional, active, listed_at
+FROM instruments
+WHERE :exchange IS NULL OR exchange = :exchange
+ORDER BY exchange, symbol;
+
+-- name: add_series
+-- Make a series known.
+INSERT INTO series (instrument_id, timeframe) VALUES (:instrument_id, :timeframe)
+ON CONFLICT DO NOTHING;
+
+-- name: touch_series
+-- One more revision, at this instant.
+UPDATE series SET revision = revision + 1, last_write = :now
+WHERE instrument_id = :instrument_id AND timeframe = :timeframe;
+
+-- name: list_series
+-- Every series with its row counts; the sums are small because chunks are counted, not rows.
+SELECT i.exchange, i.symbol, s.timeframe, s.revision, s.last_write, s.instrument_id,
+       coalesce(c.row_count, 0)
+FROM series s
+JOIN instruments i USING (instrument_id)
+LEFT JOIN (SELECT instrument_id, timeframe, sum(row_count) AS row_count
+           FROM candle_chunks GROUP BY instrument_id, timeframe) c
+       ON c.instrument_id = s.instrument_id AND c.timeframe = s.timeframe
+ORDER BY i.exchange, i.symbol, s.timeframe;
+
+-- name: series_bounds
+-- First and last open time of a series: two look-ups in the primary key.
+SELECT (SELECT open_time FROM candles WHERE instrument_id = :instrument_id AND timeframe = :timeframe
+        ORDER BY open_time LIMIT 1),
+       (SELECT open_time FROM candles WHERE instrument_id = :instrument_id AND timeframe = :timeframe
+        ORDER BY open_time DESC LIMIT 1);
+
+-- name: series_counts
+-- Corrections and quarantined rows of a series.
+SELECT (SELECT count(*) FROM candle_corrections WHERE instrument_id = :instrument_id AND timeframe = :timeframe),
+       (SELECT count(*) FROM quarantine WHERE instrument_id = :instrument_id AND timeframe = :timeframe);
+
+-- name: read_candles
+-- Candles of [:start, :end), oldest first, at most :limit (-1 for all).
+SELECT open_time, open, high, low, close, volume, quote_volume, trades, taker_buy_volume, taker_buy_quote_volume,
+       early_close_time
+FROM candles
+WHERE instrument_id = :instrument_id AND timeframe = :timeframe AND open_time >= :start AND open_time < :end
+ORDER BY open_time
+LIMIT :limit;
+
+-- name: read_newest_candles
+-- The last :limit candles of [:start, :end), newest first.
+SELECT open_time, open, high, low, close, volume, quote_volume, trades, taker_buy_volume, taker_buy_quote_volume,
+       early_close_time
+FROM candles
+WHERE instrument_id = :instrument_id AND timeframe = :timeframe AND open_time >= :start AND open_time < :end
+ORDER BY open_time DESC
+LIMIT :limit;
+
+-- name: read_candles_as_of
+-- Candles of [:start, :end) as they were known at :as_of, oldest first.
+SELECT * FROM (
+    SELECT open_time, open, high, low, close, volume, quote_volume, trades, taker_buy_volume,
+           taker_buy_quote_volume, early_close_time
+    FROM candles
+    WHERE instrument_id = :instrument_id AND timeframe = :timeframe AND open_time >= :start AND open_time < :end
+      AND learned_at <= :as_of
+    UNION ALL
+    SELECT open_time, open, high, low, close, volume, quote_volume, trades, taker_buy_volume,
+           taker_buy_quote_volume, early_close_time
+    FROM candle_corrections
+    WHERE instrument_id = :instrument_id AND timeframe = :timeframe AND open_time >= :start AND open_time < :end
+      AND learned_at <= :as_of AND replaced_at > :as_of)
+ORDER BY open_time
+LIMIT :limit;
+
+-- name: read_newest_candles_as_of
+-- The last :limit candles of [:start, :end) as they were known at :as_of, newest first.
+SELECT * FROM (
+    SELECT open_time, open, high, low, close, volume, quote_volume, trades, taker_buy_volume,
+           taker_buy_quote_volume, early_close_time
+    FROM candles
+    WHERE instrument_id = :instrument_id AND timeframe = :timeframe AND open_time >= :start AND open_time < :end
+      AND learned_at <= :as_of
+    UNION ALL
+    SELECT open_time, open, high, low, close, volume, quote_volume, trades, taker_buy_volume,
+           taker_buy_quote_volume, early_close_time
+    FROM candle_corrections
+    WHERE instrument_id = :instrument_id AND timeframe = :timeframe AND open_time >= :start AND open_time < :end
+      AND learned_at <= :as_of AND replaced_at > :as_of)
+ORDER BY open_time DESC
+LIMIT :limit;
+
+-- name: read_states
+-- Open time and state of the candles of [:start, :end), oldest first.
+SELECT open_time, state FROM candles
+WHERE instrument_id = :instrument_id AND timeframe = :timeframe AND open_time >= :start AND open_time < :end
+ORDER BY open_time;
+
+-- name: insert_candle
+-- A candle that was not there.
+INSERT INTO candles (instrument_id, timeframe, open_time, open, high, low, close, volume, quote_volume, trades,
+                     taker_buy_volume, taker_buy_quote_volume, early_close_time, state, learned_at)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?);
+
+-- name: keep_correction
+-- The version about to be replaced, with the time it stopped being what we knew.
+INSERT INTO candle_corrections (instrument_id, timeframe, open_time, open, high, low, close, volume, quote_volume,
+                                trades, taker_buy_volume, taker_buy_quote_volume, early_close_time, state,
+                                learned_at, replaced_at, source)
+SELECT instrument_id, timeframe, open_time, open, high, low, close, volume, quote_volume, trades, taker_buy_volume,
+       taker_buy_quote_volume, early_close_time, state, learned_at, :now, :source
+FROM candles
+WHERE instrument_id = :instrument_id AND timeframe = :timeframe AND open_time = :open_time;
+
+-- name: delete_candle
+-- Make room for the newer version; only after keep_correction.
+DELETE FROM candles WHERE instrument_id = :instrument_id AND timeframe = :timeframe AND open_time = :open_time;
+
+-- name: raise_state
+-- The same values were seen again, later: the candle is more final, nothing a reader sees changes.
+UPDATE candles SET state = :state
+WHERE instrument_id = :instrument_id AND timeframe = :timeframe AND open_time >= :start AND open_time <= :end
+  AND state < :state;
+
+-- name: read_chunks
+-- Digests of the chunks that start in [:start, :end).
+SELECT chunk_start, row_count, unverified, digest, revision FROM candle_chunks
+WHERE instrument_id = :instrument_id AND timeframe = :timeframe AND chunk_start >= :start AND chunk_start < :end
+ORDER BY chunk_start;
+
+-- name: save_chunk
+-- What a chunk holds now.
+INSERT INTO candle_chunks (instrument_id, timeframe, chunk_start, row_count, unverified, digest, revision)
+VALUES (?, ?, ?, ?, ?, ?, ?)
+ON CONFLICT DO UPDATE SET row_count = excluded.row_count, unverified = excluded.unverified,
+                          digest = excluded.digest, revision = excluded.revision;
+
+-- name: read_coverage
+-- Ledger entries that overlap or touch [:start, :end], oldest first.
+SELECT interval_start, interval_end, state, source, learned_at, expires_at, evidence FROM coverage
+WHERE instrument_id = :instrument_id AND timeframe = :timeframe
+  AND interval_start >= coalesce((SELECT max(interval_start) FROM coverage
+                                  WHERE instrument_id = :instrument_id AND timeframe = :timeframe
+                                    AND interval_start <= :start), :start)
+  AND interval_start <= :end AND interval_end >= :start
+ORDER BY interval_start;
+
+-- name: delete_coverage
+-- One ledger entry, about to be replaced.
+DELETE FROM coverage
+WHERE instrument_id = ? AND timeframe = ? AND interval_start = ?;
+
+-- name: insert_coverage
+-- One ledger entry.
+INSERT INTO coverage (instrument_id, timeframe, interval_start, interval_end, state, source, learned_at, expires_at,
+                      evidence)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?);
+
+-- name: insert_quarantine
+-- A refused row; the same one again is not kept twice.
+INSERT INTO quarantine (instrument_id, timeframe, open_time, reason, raw, source, learned_at)
+VALUES (?, ?, ?, ?, ?, ?, ?)
+ON CONFLICT DO NOTHING;
+
+-- name: read_quarantine
+-- The newest refused rows of a series.
+SELECT open_time, reason, raw FROM quarantine
+WHERE instrument_id = :instrument_id AND timeframe = :timeframe
+ORDER BY rowid DESC
+LIMIT :limit;
+
+-- name: database_size
+-- Bytes in use, bytes free inside the file.
+SELECT (SELECT page_count FROM pragma_page_count) * (SELECT page_size FROM pragma_page_size),
+       (SELECT freelist_count FROM pragma_freelist_count) * (SELECT page_size FROM pragma_page_size);

@@ -1,0 +1,104 @@
+"""How new knowledge changes the coverage ledger: pure functions over its entries."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+from market.coverage import CoverageState, Covered
+from market.interval import Interval, IntervalSet
+from store.batch import Absence
+
+
+def learn(
+    known: Sequence[Covered], present: IntervalSet, absences: Iterable[Absence], source: str, learned_at: int
+) -> list[Covered]:
+    """The ledger after a batch.
+
+    Present beats everything: a stored candle is there whatever the exchange says later. A newer absence replaces
+    an older one. Neighbours that say the same become one entry.
+
+    :param known: disjoint entries, sorted; at least all that overlap or touch what is new.
+    :param present: what the batch's candles cover.
+    """
+    stored = IntervalSet(one.interval for one in known if one.state is CoverageState.PRESENT)
+    fresh = [
+        Covered(interval=one, state=CoverageState.PRESENT, source=source, learned_at=learned_at)
+        for one in present - stored
+    ]
+    claimed = [
+        Covered(
+            interval=one.interval,
+            state=one.state,
+            source=source,
+            learned_at=learned_at,
+            expires_at=one.expires_at,
+            evidence=one.evidence,
+        )
+        for one in absences
+    ]
+    fresh += _outside(_disjoint(claimed), present | stored)
+    kept = _outside(known, IntervalSet(one.interval for one in fresh))
+    return _joined(sorted([*kept, *fresh], key=lambda one: one.interval))
+
+
+def _disjoint(entries: list[Covered]) -> list[Covered]:
+    """Sorted entries without overlaps; where two overlap, the one that starts first keeps the shared part."""
+    found: list[Covered] = []
+    for one in sorted(entries, key=lambda entry: entry.interval):
+        start = max(one.interval.start, found[-1].interval.end) if found else one.interval.start
+        if start < one.interval.end:
+            found.append(replace(one, interval=Interval(start, one.interval.end)))
+    return found
+
+
+def _outside(entries: Sequence[Covered], cuts: IntervalSet) -> list[Covered]:
+    """The parts of sorted, disjoint entries that lie in none of `cuts`; one pass over both."""
+    walls = list(cuts)
+    found: list[Covered] = []
+    at = 0
+    for one in entries:
+        start = one.interval.start
+        while at < len(walls) and walls[at].end <= start:
+            at += 1
+        look = at
+        while look < len(walls) and walls[look].start < one.interval.end:
+            if walls[look].start > start:
+                found.append(replace(one, interval=Interval(start, walls[look].start)))
+            start = max(start, walls[look].end)
+            look += 1
+        if start < one.interval.end:
+            found.append(
+                one if start == one.interval.start else replace(one, interval=Interval(start, one.interval.end))
+            )
+    return found
+
+
+def clip(entries: Iterable[Covered], interval: Interval) -> list[Covered]:
+    """The parts of the entries inside `interval`."""
+    return [
+        replace(
+            one, interval=Interval(max(one.interval.start, interval.start), min(one.interval.end, interval.end))
+        )
+        for one in entries
+        if one.interval.start < interval.end and one.interval.end > interval.start
+    ]
+
+
+def _joined(entries: list[Covered]) -> list[Covered]:
+    joined: list[Covered] = []
+    for one in entries:
+        before = joined[-1] if joined else None
+        if before is not None and before.interval.end == one.interval.start and _same(before, one):
+            joined[-1] = replace(
+                before,
+                interval=Interval(before.interval.start, one.interval.end),
+                learned_at=max(before.learned_at, one.learned_at),
+            )
+        else:
+            joined.append(one)
+    return joined
+
+
+def _same(a: Covered, b: Covered) -> bool:
+    return (a.state, a.source, a.expires_at, a.evidence) == (b.state, b.source, b.expires_at, b.evidence)

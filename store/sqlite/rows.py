@@ -1,0 +1,122 @@
+"""Candles as SQLite rows and back as columns."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any
+
+import pyarrow as pa
+
+import sql
+from market.candle import CANDLE_SCHEMA, INSTANT, CandleState, no_candles
+from market.instrument import Instrument, Series
+from market.timeframe import DAY_MS, DEFAULT_ORIGIN_MS
+
+QUERIES = sql.queries("sqlite")
+
+
+@dataclass(frozen=True)
+class SeriesKey:
+    """The small integers that stand for a series in the tables, and what the writer must know of it."""
+
+    instrument_id: int
+    #: Seconds.
+    timeframe: int
+    revision: int
+    #: Epoch milliseconds; strictly increasing from write to write.
+    last_write: int
+    origin_ms: int
+
+    @property
+    def names(self) -> dict[str, Any]:
+        """As named parameters of a query."""
+        return {"instrument_id": self.instrument_id, "timeframe": self.timeframe}
+
+
+def find_series(connection: sqlite3.Connection, series: Series) -> SeriesKey | None:
+    """The key of a stored series, or None."""
+    row = connection.execute(
+        QUERIES["find_series"],
+        {"exchange": series.exchange, "symbol": series.symbol, "timeframe": series.timeframe.seconds},
+    ).fetchone()
+    if row is None or row[1] is None:
+        return None
+    listed = row[3]
+    origin = DEFAULT_ORIGIN_MS if listed is None else listed // DAY_MS * DAY_MS
+    return SeriesKey(row[0], series.timeframe.seconds, row[1], row[2], origin)
+
+
+def add_series(connection: sqlite3.Connection, series: Series) -> SeriesKey:
+    """The key of a series, which is made known if it was not."""
+    found = find_series(connection, series)
+    if found is not None:
+        return found
+    pair, _, settle = series.symbol.partition(":")
+    base, _, quote = pair.partition("/")
+    connection.execute(
+        QUERIES["name_instrument"],
+        {
+            "exchange": series.exchange,
+            "symbol": series.symbol,
+            "exchange_symbol": series.symbol,
+            "base": base,
+            "quote": quote,
+            "kind": ("future" if "-" in settle else "swap") if settle else "spot",
+        },
+    )
+    row = connection.execute(
+        QUERIES["find_series"],
+        {"exchange": series.exchange, "symbol": series.symbol, "timeframe": series.timeframe.seconds},
+    ).fetchone()
+    connection.execute(QUERIES["add_series"], {"instrument_id": row[0], "timeframe": series.timeframe.seconds})
+    added = find_series(connection, series)
+    assert added is not None
+    return added
+
+
+def to_table(rows: Sequence[tuple[Any, ...]]) -> pa.Table:
+    """Rows in the order of the candle schema as a table."""
+    if not rows:
+        return no_candles()
+    arrays = []
+    for field, column in zip(CANDLE_SCHEMA, zip(*rows, strict=True), strict=True):
+        if field.type == INSTANT:
+            arrays.append(pa.array(column, pa.int64()).cast(INSTANT))
+        else:
+            arrays.append(pa.array(column, field.type))
+    return pa.Table.from_arrays(arrays, schema=CANDLE_SCHEMA)
+
+
+def to_rows(table: pa.Table, key: SeriesKey, state: CandleState, learned_at: int) -> Iterator[tuple[Any, ...]]:
+    """A table as parameters of ``insert_candle``, without holding all of them at once."""
+    head, tail = (key.instrument_id, key.timeframe), (int(state), learned_at)
+    for batch in table.to_batches(max_chunksize=16_384):
+        columns = [
+            (column.cast(pa.int64()) if column.type == INSTANT else column).to_pylist() for column in batch.columns
+        ]
+        for row in zip(*columns, strict=True):
+            yield head + row + tail
+
+
+def to_instrument(row: tuple[Any, ...]) -> Instrument:
+    """A row of ``list_instruments``."""
+    return Instrument(
+        exchange=row[0],
+        symbol=row[1],
+        exchange_symbol=row[2],
+        base=row[3],
+        quote=row[4],
+        kind=row[5],
+        tick_size=_decimal(row[6]),
+        lot_size=_decimal(row[7]),
+        min_notional=_decimal(row[8]),
+        active=bool(row[9]),
+        listed_ms=row[10],
+    )
+
+
+def _decimal(text: str | None) -> Decimal | None:
+    return None if text is None else Decimal(text)

@@ -1,0 +1,72 @@
+"""The version of the SQLite schema: made, upgraded in order, refused when newer."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+
+import sql
+from market.errors import SchemaTooNew, StoreUnusable
+from store.sqlite.database import transaction
+
+#: Marks the file as ours ("CHND"), so that another program's database is not taken for one.
+APPLICATION_ID = 0x43484E44
+MIGRATIONS = sql.migrations("sqlite")
+LATEST = MIGRATIONS[-1][0]
+
+
+def version(connection: sqlite3.Connection) -> int:
+    """The version of an open database; 0 for a new file."""
+    return int(connection.execute("PRAGMA user_version").fetchone()[0])
+
+
+def check(connection: sqlite3.Connection, path: Path) -> int:
+    """The version of the database, if it is one of ours and not from the future.
+
+    :raises SchemaTooNew: written by a newer release.
+    :raises StoreUnusable: another program's database.
+    """
+    application_id = int(connection.execute("PRAGMA application_id").fetchone()[0])
+    found = version(connection)
+    tables = int(connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0])
+    if application_id != APPLICATION_ID and tables:
+        raise StoreUnusable(f"{path} is an SQLite database of another program; choose another home")
+    if found > LATEST:
+        raise SchemaTooNew(
+            f"{path} has schema version {found}, this release knows {LATEST}; "
+            "use the release that wrote it, or a newer one"
+        )
+    return found
+
+
+def upgrade(connection: sqlite3.Connection, path: Path) -> list[int]:
+    """Bring the database to the latest version, each step in one transaction.
+
+    Safe to run from several processes at once: each step looks at the version again under the write lock.
+
+    :return: the versions this call applied.
+    """
+    applied: list[int] = []
+    if check(connection, path) == LATEST:
+        return applied
+    for number, _, text in MIGRATIONS:
+        with transaction(connection):
+            if check(connection, path) >= number:
+                continue
+            for statement in _statements(text):
+                connection.execute(statement)
+            connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+            connection.execute(f"PRAGMA user_version = {number}")
+        applied.append(number)
+    return applied
+
+
+def _statements(text: str) -> list[str]:
+    """Single statements: `executescript` would commit the open transaction."""
+    found, pending = [], ""
+    for line in text.splitlines(keepends=True):
+        pending += line
+        if sqlite3.complete_statement(pending):
+            found.append(pending.strip())
+            pending = ""
+    return found

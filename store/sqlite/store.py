@@ -1,0 +1,274 @@
+"""The candle store on SQLite: what :class:`store.market_data.MarketData`, ingest and the archive call."""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+
+from market.candle import Refusal
+from market.clock import Clock
+from market.coverage import CoverageState, Covered
+from market.fingerprint import Digest
+from market.instrument import Instrument, Series
+from market.interval import Interval, IntervalSet
+from market.timeframe import DEFAULT_ORIGIN_MS, Timeframe
+from store.answer import SeriesInfo
+from store.batch import CandleBatch, Written
+from store.ledger import clip
+from store.sqlite import schema
+from store.sqlite.coverage import read_coverage
+from store.sqlite.database import Database, check_home, transaction
+from store.sqlite.merge import Merge
+from store.sqlite.rows import QUERIES, SeriesKey, add_series, find_series, to_instrument, to_table
+
+DATABASE_NAME = "market_data.sqlite3"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chunk:
+    """One day, month or year of a series, as its digest row says."""
+
+    #: Epoch milliseconds.
+    start: int
+    digest: Digest
+    #: The series' revision when it last changed.
+    revision: int
+
+
+class SqliteStore:
+    """Candles, ledger, corrections and quarantine in one file. Open with :meth:`opened`."""
+
+    def __init__(self, database: Database, clock: Clock) -> None:
+        self._database = database
+        self._clock = clock
+
+    @classmethod
+    @contextlib.asynccontextmanager
+    async def opened(cls, path: Path, clock: Clock, read_only: bool = False) -> AsyncIterator[SqliteStore]:
+        """Open the file, make or upgrade its schema (unless `read_only`), close at the end.
+
+        :raises NotFound: `read_only` and there is no database.
+        :raises StoreUnusable: read-only place, damaged, another program's file, newer schema.
+        """
+        await asyncio.to_thread(check_home, path, read_only)
+        database = Database(path, read_only=read_only)
+        try:
+            if read_only:
+                await database.read(lambda connection: schema.check(connection, path))
+            else:
+                await database.write(lambda connection: schema.upgrade(connection, path))
+            yield cls(database, clock)
+        finally:
+            await database.close()
+
+    @property
+    def path(self) -> Path:
+        """The database file."""
+        return self._database.path
+
+    async def schema_version(self) -> int:
+        """The version of the file's schema."""
+        return await self._database.read(schema.version)
+
+    async def write(self, batch: CandleBatch) -> Written:
+        """One batch in one transaction: quarantine, candles, corrections, coverage. Durable when it returns.
+
+        :raises StoreBusy: another process held the write lock for too long; nothing was written.
+        """
+
+        def work(connection: sqlite3.Connection) -> Written:
+            with transaction(connection):
+                key = add_series(connection, batch.series)
+                return Merge(connection, key, batch, self._clock.now_ms()).run()
+
+        return await self._database.write(work)
+
+    async def read(
+        self,
+        series: Series,
+        start_ms: int,
+        end_ms: int,
+        *,
+        limit: int | None = None,
+        newest: bool = False,
+        as_of_ms: int | None = None,
+    ) -> pa.Table:
+        """Stored candles with ``start_ms <= open_time < end_ms``, sorted, in the candle schema.
+
+        :param limit: at most this many rows: the first ones, or the last ones where `newest`.
+        :param as_of_ms: the rows as they were known then; epoch milliseconds of our clock.
+        """
+
+        def work(connection: sqlite3.Connection) -> pa.Table:
+            key = find_series(connection, series)
+            if key is None:
+                return to_table([])
+            name = "read_newest_candles" if newest else "read_candles"
+            asked = key.names | {"start": start_ms, "end": end_ms, "limit": -1 if limit is None else limit}
+            if as_of_ms is not None:
+                name, asked = name + "_as_of", asked | {"as_of": as_of_ms}
+            rows = connection.execute(QUERIES[name], asked).fetchall()
+            return to_table(rows[::-1] if newest else rows)
+
+        return await self._database.read(work)
+
+    async def has(self, series: Series) -> bool:
+        """True if anything was ever written to this series."""
+        return await self._database.read(lambda connection: find_series(connection, series) is not None)
+
+    async def origin_ms(self, series: Series) -> int:
+        """Where the series' three-day buckets count from."""
+
+        def work(connection: sqlite3.Connection) -> int:
+            rows = connection.execute(QUERIES["list_instruments"], {"exchange": series.exchange})
+            found = [to_instrument(row) for row in rows if row[1] == series.symbol]
+            return found[0].origin_ms if found else DEFAULT_ORIGIN_MS
+
+        return await self._database.read(work)
+
+    async def coverage(self, series: Series, interval: Interval | None = None) -> list[Covered]:
+        """The ledger, sorted and disjoint; clipped to `interval` where one is given."""
+
+        def work(connection: sqlite3.Connection) -> list[Covered]:
+            key = find_series(connection, series)
+            if key is None:
+                return []
+            if interval is None:
+                return read_coverage(connection, key, 0, 2**62)
+            return clip(read_coverage(connection, key, interval.start, interval.end), interval)
+
+        return await self._database.read(work)
+
+    async def chunks(self, series: Series) -> list[Chunk]:
+        """The digests of all chunks of a series, oldest first."""
+
+        def work(connection: sqlite3.Connection) -> list[Chunk]:
+            key = find_series(connection, series)
+            if key is None:
+                return []
+            rows = connection.execute(QUERIES["read_chunks"], key.names | {"start": 0, "end": 2**62})
+            return [Chunk(start=row[0], digest=Digest.of_hex(row[1], row[3]), revision=row[4]) for row in rows]
+
+        return await self._database.read(work)
+
+    async def revision(self, series: Series) -> int:
+        """Counts up with each change of the series; 0 where it is not stored."""
+
+        def work(connection: sqlite3.Connection) -> int:
+            key = find_series(connection, series)
+            return 0 if key is None else key.revision
+
+        return await self._database.read(work)
+
+    async def series(self) -> list[SeriesInfo]:
+        """Every series with its metadata, by exchange, symbol and timeframe."""
+
+        def work(connection: sqlite3.Connection) -> list[SeriesInfo]:
+            return [
+                _info(connection, row, self._clock.now_ms())
+                for row in connection.execute(QUERIES["list_series"]).fetchall()
+            ]
+
+        return await self._database.read(work)
+
+    async def save_instruments(self, instruments: Sequence[Instrument]) -> None:
+        """Keep what an exchange says of its markets; known ones are brought up to date."""
+
+        def work(connection: sqlite3.Connection) -> None:
+            with transaction(connection):
+                connection.executemany(
+                    QUERIES["save_instrument"], [_instrument_row(one, self._clock.now_ms()) for one in instruments]
+                )
+
+        await self._database.write(work)
+
+    async def instruments(self, exchange: str | None = None) -> list[Instrument]:
+        """Known instruments, by exchange and symbol."""
+
+        def work(connection: sqlite3.Connection) -> list[Instrument]:
+            return [
+                to_instrument(row)
+                for row in connection.execute(QUERIES["list_instruments"], {"exchange": exchange})
+            ]
+
+        return await self._database.read(work)
+
+    async def quarantined(self, series: Series, limit: int = 100) -> list[Refusal]:
+        """The newest refused rows of a series."""
+
+        def work(connection: sqlite3.Connection) -> list[Refusal]:
+            key = find_series(connection, series)
+            if key is None:
+                return []
+            rows = connection.execute(QUERIES["read_quarantine"], key.names | {"limit": limit})
+            return [Refusal(row=at, open_time=row[0], reason=row[1], raw=row[2]) for at, row in enumerate(rows)]
+
+        return await self._database.read(work)
+
+    async def size(self) -> tuple[int, int]:
+        """Bytes of the file, and bytes free inside it."""
+
+        def work(connection: sqlite3.Connection) -> tuple[int, int]:
+            used, free = connection.execute(QUERIES["database_size"]).fetchone()
+            return int(used), int(free)
+
+        return await self._database.read(work)
+
+    async def integrity(self) -> list[str]:
+        """What SQLite's own check finds wrong with the file; empty when sound."""
+
+        def work(connection: sqlite3.Connection) -> list[str]:
+            found = [row[0] for row in connection.execute("PRAGMA quick_check(20)")]
+            return [] if found == ["ok"] else found
+
+        return await self._database.read(work)
+
+
+def _info(connection: sqlite3.Connection, row: tuple[str, str, int, int, int, int, int], now_ms: int) -> SeriesInfo:
+    exchange, symbol, seconds, revision, last_write, instrument_id, rows = row
+    series = Series(exchange, symbol, Timeframe.of_seconds(seconds))
+    key = SeriesKey(instrument_id, seconds, revision, last_write, DEFAULT_ORIGIN_MS)
+    first, last = connection.execute(QUERIES["series_bounds"], key.names).fetchone()
+    corrections, quarantined = connection.execute(QUERIES["series_counts"], key.names).fetchone()
+    ledger = read_coverage(connection, key, 0, 2**62)
+    known = IntervalSet(one.interval for one in ledger if one.expires_at is None or one.expires_at > now_ms)
+    empty = IntervalSet(one.interval for one in ledger if one.state is CoverageState.EMPTY)
+    whole = IntervalSet([Interval(ledger[0].interval.start, ledger[-1].interval.end)]) if ledger else IntervalSet()
+    return SeriesInfo(
+        series=series,
+        rows=rows,
+        first_open=first,
+        last_open=last,
+        last_write=last_write or None,
+        revision=revision,
+        sources=tuple(sorted({one.source for one in ledger})),
+        corrections=corrections,
+        quarantined=quarantined,
+        missing=sum(series.timeframe.count(one.start, one.end) for one in whole - known),
+        verified_empty=sum(series.timeframe.count(one.start, one.end) for one in empty),
+    )
+
+
+def _instrument_row(instrument: Instrument, now_ms: int) -> dict[str, object]:
+    def text(value: object) -> str | None:
+        return None if value is None else str(value)
+
+    return {
+        "exchange": instrument.exchange,
+        "symbol": instrument.symbol,
+        "exchange_symbol": instrument.exchange_symbol,
+        "base": instrument.base,
+        "quote": instrument.quote,
+        "kind": instrument.kind,
+        "tick_size": text(instrument.tick_size),
+        "lot_size": text(instrument.lot_size),
+        "min_notional": text(instrument.min_notional),
+        "active": int(instrument.active),
+        "listed_at": instrument.listed_ms,
+        "seen_at": now_ms,
+    }
