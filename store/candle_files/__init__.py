@@ -1,0 +1,1 @@
+"""Candle files from outside (import) and for outside (export)."""
