@@ -1,0 +1,42 @@
+"""Opening the history of an exchange by its id."""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from typing import Any
+
+import ccxt.async_support as ccxt
+
+from exchange.address import at_address, check_address
+from exchange.binance.history import BINANCE_IDS, BINANCE_SETTINGS, BinanceHistory
+from exchange.ccxt_client import REQUEST_TIMEOUT_MS, CcxtHistory
+from market.errors import NotFound
+
+
+def open_history(exchange: str, url: str | None = None) -> CcxtHistory:
+    """The history of the exchange with ccxt id `exchange`; nothing is sent yet. Close it when done.
+
+    :param url: another address for every request to it (a simulated exchange, a proxy), for example
+        ``http://127.0.0.1:9900``. Only scheme and host change; the paths are the exchange's own.
+    :raises NotFound: for an id that ccxt does not know, with the nearest ones.
+    :raises BadInput: for an address that is not one.
+    """
+    address = None if url is None else check_address(url)
+    if exchange not in ccxt.exchanges:
+        near = get_close_matches(str(exchange).lower(), ccxt.exchanges, 5, 0.6)
+        hint = "a ccxt exchange id" + (", such as " + ", ".join(near) if near else " such as binance, kraken, okx")
+        raise NotFound("exchange", exchange, hint=hint)
+    client = getattr(ccxt, exchange)({"timeout": REQUEST_TIMEOUT_MS, **_settings(exchange)})
+    if address is not None:
+        client.urls["api"] = at_address(client.urls["api"], address)
+    return BinanceHistory(client) if exchange in BINANCE_IDS else CcxtHistory(client)
+
+
+def _settings(exchange: str) -> dict[str, Any]:
+    """ccxt's settings for one exchange."""
+    if exchange not in BINANCE_IDS:
+        return {}
+    if exchange == "binanceusdm":
+        return BINANCE_SETTINGS
+    # One market list instead of three: the derivatives have their own ids.
+    return {**BINANCE_SETTINGS, "options": {"fetchMarkets": {"types": ["spot"]}}}

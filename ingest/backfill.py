@@ -1,0 +1,149 @@
+"""Backfill: fill the gaps of many series of one exchange, and report what is still missing."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+
+from ingest.clock import ExchangeClock
+from ingest.gap_filler import CandleStore, Filled, GapFiller
+from ingest.patience import Gate, History, Patience, PatientHistory
+from ingest.report import NoProgress, Progress, SeriesReport
+from market.clock import Clock
+from market.coverage import CoverageState, gaps
+from market.errors import BadInput, ChandleryError, ExchangeRefused, Mismatch, NotFound, Retryable
+from market.instrument import Instrument, Series
+from market.interval import Interval, IntervalSet
+from market.timeframe import Timeframe
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackfillRules:
+    """How to backfill."""
+
+    #: Milliseconds after its end in which a candle may still change and is left alone.
+    settle_ms: int = 2_000
+    #: Series fetched at once.
+    concurrency: int = 4
+    #: How often and how long to try.
+    patience: Patience = field(default_factory=Patience)
+
+
+async def backfill(
+    history: History,
+    store: CandleStore,
+    clock: Clock,
+    symbols: Sequence[str],
+    timeframe: Timeframe,
+    wanted: Interval,
+    *,
+    rules: BackfillRules | None = None,
+    progress: Progress | None = None,
+) -> list[SeriesReport]:
+    """Fill the gaps of `symbols` in `wanted`, and say for each what is stored and what is missing.
+
+    An interval that reaches past the exchange's now ends at the last settled candle; what lies after it is not
+    missing. Cancelled or killed at any moment, everything up to the last committed page stays, and the next
+    call goes on there. A series whose exchange gives up is reported with its error; the others go on.
+
+    :param clock: our own clock.
+    :return: one report for each symbol, in their order.
+    :raises NotFound: for a symbol the exchange does not trade, before any candle is asked for.
+    :raises BadInput: for a timeframe it does not serve, likewise.
+    :raises ExchangeUnavailable: if it cannot even be asked for its instruments.
+    :raises StoreUnusable: if the store cannot be written; all series stop.
+    """
+    rules = rules or BackfillRules()
+    progress = progress or NoProgress()
+    history.check_timeframe(timeframe)
+    gate = Gate(rules.patience.longest_obeyed)
+    first = PatientHistory(history, gate, rules.patience)
+    instruments = await find_instruments(first, store, symbols)
+    room = asyncio.Semaphore(rules.concurrency)
+
+    async def one(instrument: Instrument) -> SeriesReport:
+        async with room:
+            patient = PatientHistory(history, gate, rules.patience)
+            exchange_clock = ExchangeClock(patient, clock)
+            filler = GapFiller(
+                patient,
+                store,
+                exchange_clock,
+                clock,
+                instrument,
+                settle_ms=rules.settle_ms,
+                progress=progress,
+            )
+            series = Series(history.exchange, instrument.symbol, timeframe)
+            filled, error = Filled(), None
+            try:
+                await exchange_clock.read()
+                await filler.fill(series, wanted, filled)
+            except (Retryable, ExchangeRefused, Mismatch) as stopped:
+                error = stopped
+            report = await _report(series, wanted, filler, store, clock, filled, patient.requests, error)
+            progress.finished(report)
+            return report
+
+    tasks = [asyncio.create_task(one(instrument)) for instrument in instruments]
+    try:
+        return list(await asyncio.gather(*tasks))
+    finally:
+        # After a failure or a cancellation no series may go on writing into a store that is being closed.
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def find_instruments(history: PatientHistory, store: CandleStore, symbols: Sequence[str]) -> list[Instrument]:
+    """The instruments called `symbols`, in that order; the exchange's whole list is saved on the way.
+
+    :raises NotFound: naming the first symbol that the exchange does not trade, with the nearest ones.
+    """
+    listed = await history.instruments()
+    by_symbol = {one.symbol: one for one in listed}
+    if not symbols:
+        raise BadInput("symbols", "", "at least one symbol, such as BTC/USDT")
+    for symbol in symbols:
+        if symbol not in by_symbol:
+            near = get_close_matches(symbol.upper(), list(by_symbol), 5, 0.6)
+            suffix = ", such as " + ", ".join(near) if near else ""
+            raise NotFound("symbol", symbol, hint=f"a symbol that {history.exchange} trades{suffix}")
+    await store.save_instruments(listed)
+    return [by_symbol[symbol] for symbol in dict.fromkeys(symbols)]
+
+
+async def _report(
+    series: Series,
+    wanted: Interval,
+    filler: GapFiller,
+    store: CandleStore,
+    clock: Clock,
+    filled: Filled,
+    requests: int,
+    error: ChandleryError | None,
+) -> SeriesReport:
+    """What the ledger knows about `wanted` now."""
+    closed = filler.closed(series, wanted)
+    covered = await store.coverage(series, closed) if closed else []
+    missing = gaps(closed, covered, clock.now_ms()) if closed else IntervalSet()
+
+    def buckets(intervals: IntervalSet) -> int:
+        return sum(filler.buckets(series, one) for one in intervals)
+
+    def in_state(state: CoverageState) -> IntervalSet:
+        return IntervalSet(one.interval for one in covered if one.state is state) - missing
+
+    return SeriesReport(
+        series=series,
+        stored=buckets(in_state(CoverageState.PRESENT)),
+        written=filled.written.written,
+        verified_empty=buckets(in_state(CoverageState.EMPTY)),
+        missing=buckets(missing),
+        missing_intervals=missing,
+        refused=len(filled.written.refusals),
+        requests=requests,
+        error=error,
+    )

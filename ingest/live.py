@@ -1,0 +1,210 @@
+"""Keeping series current: after each close, fill the gaps; in between, poll the candle that is forming.
+
+This loop asks over REST. Streams will bring closes and forming candles sooner; the loop stays as what fills the
+gaps behind them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import structlog
+
+from ingest.backfill import find_instruments
+from ingest.clock import ExchangeClock
+from ingest.gap_filler import CandleStore, GapFiller
+from ingest.patience import Gate, History, Patience, PatientHistory, Sleep
+from market.candle import open_times_ms
+from market.clock import Clock, iso
+from market.coverage import CoverageState
+from market.errors import ChandleryError, ExchangeRefused, Mismatch, RateLimited, Retryable
+from market.instrument import Instrument, Series
+from market.interval import Interval
+from market.timeframe import DAY_MS, Timeframe
+from store.live import LiveCandles
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LiveRules:
+    """How to keep series current."""
+
+    #: Milliseconds after its end in which a candle may still change and is left alone.
+    settle_ms: int = 2_000
+    #: How far back the loop fills gaps, milliseconds; older ones are a backfill's work.
+    look_back_ms: int = DAY_MS
+    #: Seconds between two polls of the forming candle.
+    poll_every: float = 3.0
+    #: The shortest pause between two rounds, seconds; an exchange that runs fast is asked no more often.
+    shortest_pause: float = 0.2
+    #: Seconds to wait after an error; doubled with each further one, up to the longest.
+    first_wait: float = 1.0
+    longest_wait: float = 60.0
+    #: Series asked at once.
+    concurrency: int = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class LiveStatus:
+    """How current one series is."""
+
+    series: Series
+    #: Open time of the newest stored candle, epoch milliseconds; None before the first.
+    last_closed: int | None = None
+    #: Exchange time minus the end of that candle, milliseconds.
+    lag_ms: int | None = None
+    #: Exchange time of the last round, epoch milliseconds.
+    checked_at: int | None = None
+    #: What went wrong in the last round, or None.
+    error: str | None = None
+
+
+class LiveLoop:
+    """Keeps a set of series of one exchange current until cancelled.
+
+    :param clock: our own clock.
+    :param on_status: told after each round of each series; must return at once.
+    """
+
+    def __init__(
+        self,
+        history: History,
+        store: CandleStore,
+        live: LiveCandles,
+        clock: Clock,
+        symbols: Sequence[str],
+        timeframe: Timeframe,
+        *,
+        rules: LiveRules | None = None,
+        on_status: Callable[[LiveStatus], None] | None = None,
+        sleep: Sleep = asyncio.sleep,
+    ) -> None:
+        self._history = history
+        self._store = store
+        self._live = live
+        self._local = clock
+        self._symbols = symbols
+        self._timeframe = timeframe
+        self._rules = rules or LiveRules()
+        self._on_status = on_status
+        self._sleep = sleep
+        # One try each: the loop itself comes round again, and must not hang in one series' retries.
+        gate = Gate(longest_obeyed=float("inf"), sleep=sleep)
+        self._patient = PatientHistory(history, gate, Patience(attempts=1))
+        self._clock = ExchangeClock(self._patient, clock)
+        self._room = asyncio.Semaphore(self._rules.concurrency)
+        self._statuses: dict[Series, LiveStatus] = {}
+
+    @property
+    def statuses(self) -> Mapping[Series, LiveStatus]:
+        """The last status of each series."""
+        return self._statuses
+
+    async def run(self) -> None:
+        """Run until cancelled. Errors of the exchange and a busy store are logged and survived.
+
+        :raises NotFound: for a symbol the exchange does not trade.
+        :raises BadInput: for a timeframe it does not serve.
+        :raises StoreUnusable: if the store cannot be written.
+        """
+        self._history.check_timeframe(self._timeframe)
+        instruments: list[Instrument] = []
+        failures = 0
+        while True:
+            try:
+                if not instruments:
+                    instruments = await find_instruments(self._patient, self._store, self._symbols)
+                await self._clock.read()
+                error = await self._round(instruments)
+            except (Retryable, ExchangeRefused, Mismatch) as stopped:
+                error = stopped
+                self._tell_all(stopped)
+            failures = failures + 1 if error else 0
+            if error is not None:
+                log.warning(
+                    "live_round_failed", exchange=self._history.exchange, error=str(error), failures=failures
+                )
+            await self._sleep(self._pause(error, failures))
+
+    async def _round(self, instruments: Sequence[Instrument]) -> ChandleryError | None:
+        """One round over all series; the first error among them."""
+        errors = await asyncio.gather(*(self._one(instrument) for instrument in instruments))
+        return next((error for error in errors if error is not None), None)
+
+    async def _one(self, instrument: Instrument) -> ChandleryError | None:
+        series = Series(self._history.exchange, instrument.symbol, self._timeframe)
+        async with self._room:
+            try:
+                await self._fill(series, instrument)
+                await self._poll_forming(series, instrument)
+            except (Retryable, ExchangeRefused, Mismatch) as error:
+                self._tell(replace(self._status(series), error=str(error), checked_at=self._clock.now_ms()))
+                return error
+            return None
+
+    async def _fill(self, series: Series, instrument: Instrument) -> None:
+        filler = GapFiller(
+            self._patient,
+            self._store,
+            self._clock,
+            self._local,
+            instrument,
+            settle_ms=self._rules.settle_ms,
+        )
+        now = self._clock.now_ms()
+        status = self._status(series)
+        recent = filler.closed(series, Interval(now - self._rules.look_back_ms, now))
+        newest = None if recent is None else series.timeframe.next(recent.end, -1)
+        if recent is not None and (status.last_closed != newest or status.error):
+            await filler.fill(series, recent)
+            present = [
+                one for one in await self._store.coverage(series, recent) if one.state is CoverageState.PRESENT
+            ]
+            if present:
+                status = replace(status, last_closed=series.timeframe.next(present[-1].interval.end, -1))
+        if status.last_closed is not None:
+            status = replace(status, lag_ms=now - series.timeframe.next(status.last_closed))
+        self._tell(replace(status, checked_at=now, error=None))
+
+    async def _poll_forming(self, series: Series, instrument: Instrument) -> None:
+        """Put the forming candle into memory; it never goes to the store."""
+        now = self._clock.now_ms()
+        start = series.timeframe.floor(now, instrument.origin_ms)
+        # A fast exchange may have opened the next bucket meanwhile: ask for it too, keep the newest row.
+        end = series.timeframe.next(start, 2)
+        page = await self._patient.candles(series.symbol, series.timeframe, start, end)
+        if not page.table.num_rows:
+            return
+        row = page.table.slice(page.table.num_rows - 1)
+        if int(open_times_ms(row)[0]) >= start:
+            self._live.put(series, row, now)
+
+    def _pause(self, error: ChandleryError | None, failures: int) -> float:
+        """Seconds until the next round."""
+        rules = self._rules
+        if isinstance(error, RateLimited):
+            return error.retry_after
+        if error is not None:
+            return min(rules.longest_wait, rules.first_wait * 2.0 ** min(failures - 1, 16))
+        now = self._clock.now_ms()
+        due = self._timeframe.next(self._timeframe.floor(now - rules.settle_ms)) + rules.settle_ms
+        until_close = (due - now) / 1000 / self._clock.pace
+        return max(rules.shortest_pause, min(rules.poll_every, until_close))
+
+    def _status(self, series: Series) -> LiveStatus:
+        return self._statuses.get(series, LiveStatus(series=series))
+
+    def _tell(self, status: LiveStatus) -> None:
+        self._statuses[status.series] = status
+        if status.last_closed is not None:
+            log.debug("live", series=str(status.series), last_closed=iso(status.last_closed), lag_ms=status.lag_ms)
+        if self._on_status is not None:
+            self._on_status(status)
+
+    def _tell_all(self, error: ChandleryError) -> None:
+        for symbol in self._symbols:
+            series = Series(self._history.exchange, symbol, self._timeframe)
+            self._tell(replace(self._status(series), error=str(error)))
