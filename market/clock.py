@@ -16,7 +16,7 @@ LATEST_MS = 4_102_444_800_000
 
 _ACCEPTED = "an instant with a zone (2023-01-01T00:00:00Z), a UTC date (2023-01-01), or epoch milliseconds"
 _DATE = re.compile(r"\d{4}-\d{2}-\d{2}\Z")
-_EPOCH = re.compile(r"-?\d+\Z")
+_EPOCH = re.compile(r"-?\d{1,18}\Z")
 
 
 class Clock(Protocol):

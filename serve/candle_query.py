@@ -1,0 +1,164 @@
+"""What a caller asked of candles, checked and with its defaults filled in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fastapi import Request
+
+from market.candle import COLUMNS
+from market.clock import Clock, iso
+from market.errors import BadInput
+from market.instrument import Series, check_exchange, check_symbol
+from market.timeframe import Timeframe
+from serve.cursor import read_cursor
+from serve.formats import Format
+from serve.parameters import (
+    AsOf,
+    ColumnNames,
+    Cursor,
+    End,
+    Exchange,
+    FormatName,
+    IncludeForming,
+    Limit,
+    Start,
+    Symbol,
+    Symbols,
+    TimeframeName,
+    any_instant,
+    check_order,
+    chosen_columns,
+    past_instant,
+    whole_number,
+    yes_or_no,
+)
+from store.market_data import MarketData
+
+DEFAULT_LIMIT = 1_000
+#: Most rows of one answer: text forms are made in memory at some hundred bytes a row, binary ones at ninety.
+MOST_TEXT_ROWS = 50_000
+MOST_BINARY_ROWS = 1_000_000
+MOST_SYMBOLS = 100
+#: Most rows per symbol in a batch; a hundred symbols then stay within half a million rows.
+MOST_BATCH_ROWS = 5_000
+#: Candle columns, and how many base candles are missing inside a derived one.
+READABLE = (*COLUMNS, "missing")
+CLOSED = "closed"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CandleQuery:
+    """One question to the store. Times are epoch milliseconds; the range is ``[start_ms, end_ms)``."""
+
+    series: tuple[Series, ...]
+    #: None: the newest `limit` rows before the end.
+    start_ms: int | None
+    #: None: the last instant that is known of the series.
+    end_ms: int | None
+    limit: int
+    as_of_ms: int | None
+    include_forming: bool
+    columns: tuple[str, ...]
+    format: Format
+
+
+async def candle_query(
+    request: Request,
+    exchange: Exchange,
+    symbol: Symbol,
+    timeframe: TimeframeName,
+    start: Start = None,
+    end: End = None,
+    limit: Limit = None,
+    cursor: Cursor = None,
+    as_of: AsOf = None,
+    include_forming: IncludeForming = None,
+    columns: ColumnNames = None,
+    format: FormatName = None,
+) -> CandleQuery:
+    """The question of ``/v1/candles``."""
+    series = Series.parse(exchange, symbol, timeframe)
+    chosen = Format.named(format)
+    most = MOST_TEXT_ROWS if chosen in (Format.JSON, Format.CSV) else MOST_BINARY_ROWS
+    forming = yes_or_no(include_forming, "include_forming")
+    as_of_ms = past_instant(as_of, "as_of", request.app.state.clock)
+    if cursor is None:
+        start_ms, end_ms = await _range(request, series, start, end, forming)
+    else:
+        if start is not None:
+            raise BadInput("cursor", cursor, "either cursor or start, not both")
+        place = read_cursor(cursor, series, as_of_ms, forming)
+        if end is not None and any_instant(end, "end") != place.end_ms:
+            raise BadInput("end", end, "the end of the cursor's own query, or no end")
+        start_ms, end_ms = place.start_ms, place.end_ms
+    return CandleQuery(
+        series=(series,),
+        start_ms=start_ms,
+        end_ms=end_ms,
+        limit=whole_number(limit, "limit", DEFAULT_LIMIT, 1, most),
+        as_of_ms=as_of_ms,
+        include_forming=forming,
+        columns=chosen_columns(columns, (*READABLE, CLOSED) if forming else READABLE),
+        format=chosen,
+    )
+
+
+async def batch_query(
+    request: Request,
+    exchange: Exchange,
+    symbols: Symbols,
+    timeframe: TimeframeName,
+    start: Start = None,
+    end: End = None,
+    limit: Limit = None,
+    as_of: AsOf = None,
+    include_forming: IncludeForming = None,
+    columns: ColumnNames = None,
+) -> CandleQuery:
+    """The question of ``/v1/candles/batch``."""
+    exchange, length = check_exchange(exchange), Timeframe.parse(timeframe)
+    series = tuple(Series(exchange, symbol, length) for symbol in _symbols(symbols))
+    forming = yes_or_no(include_forming, "include_forming")
+    start_ms, end_ms = await _range(request, series[0], start, end, forming)
+    return CandleQuery(
+        series=series,
+        start_ms=start_ms,
+        end_ms=end_ms,
+        limit=whole_number(limit, "limit", DEFAULT_LIMIT, 1, MOST_BATCH_ROWS),
+        as_of_ms=past_instant(as_of, "as_of", request.app.state.clock),
+        include_forming=forming,
+        columns=chosen_columns(columns, (*READABLE, CLOSED) if forming else READABLE),
+        format=Format.JSON,
+    )
+
+
+async def _range(
+    request: Request, series: Series, start: str | None, end: str | None, forming: bool
+) -> tuple[int | None, int | None]:
+    clock: Clock = request.app.state.clock
+    start_ms, end_ms = any_instant(start, "start"), any_instant(end, "end")
+    if start_ms is not None and end_ms is not None:
+        check_order(start_ms, end_ms)
+    now = clock.now_ms()
+    if start_ms is not None and start_ms > now:
+        # The exchange's clock may run ahead of ours (a simulated one): what is stored is not the future.
+        market_data: MarketData = request.app.state.market_data
+        known, _ = await market_data.coverage(series)
+        if start_ms >= known.end:
+            raise BadInput("start", start, f"an instant that is not in the future; it is {iso(now)} now")
+    if end_ms is None and forming:
+        # What is known ends before the forming candle; the end of the bucket that now lies in does not.
+        end_ms = series.timeframe.next(series.timeframe.floor(now))
+        end_ms = None if start_ms is not None and start_ms >= end_ms else end_ms
+    return start_ms, end_ms
+
+
+def _symbols(values: list[str]) -> list[str]:
+    names = [check_symbol(name.strip(), "symbols") for value in values for name in value.split(",")]
+    if len(names) > MOST_SYMBOLS:
+        raise BadInput("symbols", f"{len(names)} symbols", f"at most {MOST_SYMBOLS} in one call")
+    for name in names:
+        if names.count(name) > 1:
+            raise BadInput("symbols", name, "each symbol once")
+    return names

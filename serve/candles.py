@@ -1,0 +1,157 @@
+"""``/v1/candles`` and ``/v1/candles/batch``."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Mapping
+from typing import Annotated, Any
+from urllib.parse import urlencode
+
+import orjson
+import pyarrow as pa
+from fastapi import APIRouter, Depends, Request, Response
+
+from market.candle import no_candles
+from serve import examples
+from serve.answers import holds
+from serve.candle_query import CLOSED, CandleQuery, batch_query, candle_query
+from serve.cursor import Place, write_cursor
+from serve.formats import ENCODERS, Format
+from serve.parameters import StrictRoute
+from serve.records import compact, pairs, series_names
+from store.answer import CandleAnswer
+from store.market_data import MarketData
+
+router = APIRouter(prefix="/v1", tags=["candles"], route_class=StrictRoute)
+#: Above this many rows the encoding leaves the event loop, so that short answers need not wait for it.
+_ROWS_IN_LOOP = 5_000
+
+
+@router.get(
+    "/candles",
+    summary="Candles of one series",
+    response_class=Response,
+    responses={200: examples.CANDLES},
+)
+async def read_candles(request: Request, query: Annotated[CandleQuery, Depends(candle_query)]) -> Response:
+    """Candles with `start` <= open time < `end`, oldest first, in one of four formats.
+
+    With `start`, the first `limit` rows and a cursor for the rest; without it, the newest `limit` before `end`.
+    Timeframes above one minute are derived from stored 1m candles (`meta.derived_from`); `missing` counts the
+    minutes of a row that are absent and not known to be empty. The body depends on the data alone: tier and age
+    are headers.
+    """
+    market_data: MarketData = request.app.state.market_data
+    answer = await market_data.candles(
+        query.series[0],
+        start_ms=query.start_ms,
+        end_ms=query.end_ms,
+        limit=query.limit,
+        as_of_ms=query.as_of_ms,
+        include_forming=query.include_forming,
+    )
+    meta = _meta(answer, query)
+    headers = {
+        "ETag": _etag(query, [answer], [meta]),
+        "Cache-Control": "no-cache",
+        "X-Chandlery-Tier": answer.tier,
+        "X-Chandlery-Age-Ms": str(answer.age_ms),
+        "X-Fingerprint": answer.fingerprint,
+    }
+    if meta["next_cursor"] is not None:
+        headers["X-Next-Cursor"] = meta["next_cursor"]
+        headers["Link"] = f'<{_next_page(request, meta["next_cursor"])}>; rel="next"'
+    if holds(request, headers["ETag"]):
+        return Response(status_code=304, headers=headers)
+    body = await _encoded(query, answer.table.select(query.columns), meta)
+    return Response(body, headers=headers, media_type=query.format.media_type)
+
+
+@router.get(
+    "/candles/batch",
+    summary="Candles of many symbols",
+    response_class=Response,
+    responses={200: examples.BATCH},
+)
+async def read_batch(request: Request, query: Annotated[CandleQuery, Depends(batch_query)]) -> Response:
+    """The same range of up to 100 symbols of one exchange in one call, as JSON.
+
+    `answers` holds one answer per symbol in the order asked, each as `/v1/candles` gives it; its `next_cursor` is
+    for `/v1/candles`. An unknown symbol fails the whole call.
+    """
+    market_data: MarketData = request.app.state.market_data
+    answers = await market_data.batch(
+        query.series,
+        start_ms=query.start_ms,
+        end_ms=query.end_ms,
+        limit=query.limit,
+        as_of_ms=query.as_of_ms,
+        include_forming=query.include_forming,
+    )
+    metas = [_meta(answer, query) for answer in answers]
+    headers = {
+        "ETag": _etag(query, answers, metas),
+        "Cache-Control": "no-cache",
+        "X-Chandlery-Tier": ",".join(sorted({answer.tier for answer in answers})),
+        "X-Chandlery-Age-Ms": str(max(answer.age_ms for answer in answers)),
+    }
+    if holds(request, headers["ETag"]):
+        return Response(status_code=304, headers=headers)
+    parts = [
+        await _encoded(query, answer.table.select(query.columns), meta)
+        for answer, meta in zip(answers, metas, strict=True)
+    ]
+    return Response(b'{"answers":[' + b",".join(parts) + b"]}", headers=headers, media_type=Format.JSON.media_type)
+
+
+async def _encoded(query: CandleQuery, table: pa.Table, meta: Mapping[str, Any]) -> bytes:
+    encode = ENCODERS[query.format]
+    if table.num_rows <= _ROWS_IN_LOOP:
+        return encode(table, meta)
+    return await asyncio.to_thread(encode, table, meta)
+
+
+def _meta(answer: CandleAnswer, query: CandleQuery) -> dict[str, Any]:
+    cursor = None
+    if answer.next_start is not None:
+        place = Place(start_ms=answer.next_start, end_ms=query.end_ms)
+        cursor = write_cursor(place, answer.series, query.as_of_ms, query.include_forming)
+    return {
+        **series_names(answer.series),
+        "start": answer.interval.start,
+        "end": answer.interval.end,
+        "rows": answer.table.num_rows,
+        "complete": answer.complete,
+        "gaps": pairs(answer.gaps),
+        "coverage": compact(answer.coverage),
+        "fingerprint": answer.fingerprint,
+        "next_cursor": cursor,
+        "derived_from": answer.derived_from,
+        "as_of": query.as_of_ms,
+    }
+
+
+def _etag(query: CandleQuery, answers: list[CandleAnswer], metas: list[dict[str, Any]]) -> str:
+    """A strong tag: equal tags mean equal bytes.
+
+    The fingerprint inside `meta` stands for the closed rows and the ledger for their ``missing`` counts, so only a
+    forming row has to be looked at itself.
+    """
+    seed = hashlib.blake2b(orjson.dumps([query.format, query.format.version, query.columns, metas]), digest_size=12)
+    for answer in answers:
+        seed.update(repr(_forming(answer).to_pylist()).encode())
+    return f'"{seed.hexdigest()}"'
+
+
+def _forming(answer: CandleAnswer) -> pa.Table:
+    """The rows that are not closed: none or the last one."""
+    table = answer.table
+    if CLOSED not in table.column_names or not table.num_rows or table.column(CLOSED)[-1].as_py():
+        return no_candles()
+    return table.slice(table.num_rows - 1)
+
+
+def _next_page(request: Request, cursor: str) -> str:
+    kept = [(name, value) for name, value in request.query_params.multi_items() if name not in ("start", "cursor")]
+    return f"{request.url.path}?{urlencode([*kept, ('cursor', cursor)])}"

@@ -1,0 +1,180 @@
+"""Query parameters: text from a URL becomes a type of the field, or is refused by name.
+
+Every parameter reaches its route as text and is read here, so that all refusals have one form; the types that the
+OpenAPI document shows stand beside each parameter.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Coroutine, Iterator
+from typing import Annotated, Any
+
+from fastapi import Query, Request, Response
+from fastapi.dependencies.models import Dependant
+from fastapi.routing import APIRoute
+from pydantic import WithJsonSchema
+
+from market.clock import Clock, iso, to_ms
+from market.errors import BadInput
+from market.timeframe import TIMEFRAMES
+from serve.errors import close_match
+
+_INTEGER = re.compile(r"-?[0-9]{1,18}\Z")
+#: Longest text of one parameter, in characters; a hundred symbols fit.
+_LONGEST = 8_000
+#: Parameters that may be given more than once.
+_LISTS = frozenset({"symbols"})
+_INSTANT = "ISO 8601 with a zone, a UTC date, or epoch milliseconds"
+
+Exchange = Annotated[str, Query(description="ccxt exchange id.", examples=["binance"])]
+SomeExchange = Annotated[str | None, Query(description="Only this exchange.", examples=["binance"])]
+Symbol = Annotated[str, Query(description="ccxt unified symbol.", examples=["BTC/USDT"])]
+SomeSymbol = Annotated[str | None, Query(description="Only this symbol.", examples=["BTC/USDT"])]
+TimeframeName = Annotated[
+    str,
+    WithJsonSchema({"type": "string", "enum": list(TIMEFRAMES)}),
+    Query(description="Candle length; `m` is minutes, `M` months.", examples=["1m"]),
+]
+SomeTimeframe = Annotated[
+    str | None,
+    WithJsonSchema({"type": "string", "enum": list(TIMEFRAMES)}),
+    Query(description="Only this timeframe.", examples=["1m"]),
+]
+Start = Annotated[
+    str | None, Query(description=f"First instant, inclusive: {_INSTANT}.", examples=["2023-03-24T12:00:00Z"])
+]
+End = Annotated[
+    str | None,
+    Query(
+        description=f"Last instant, exclusive: {_INSTANT}. Default: the last known instant.",
+        examples=["2023-03-24T15:00:00Z"],
+    ),
+]
+AsOf = Annotated[
+    str | None,
+    Query(description=f"Answer as the data was known at this instant: {_INSTANT}.", examples=["2023-06-01"]),
+]
+Limit = Annotated[
+    str | None,
+    WithJsonSchema({"type": "integer", "minimum": 1, "maximum": 1_000_000, "default": 1000}),
+    Query(
+        description="Most rows in one answer. With `start` the first ones, without it the newest. "
+        "JSON and CSV take up to 50,000, Arrow and Parquet up to 1,000,000.",
+        examples=[500],
+    ),
+]
+Cursor = Annotated[
+    str | None,
+    Query(
+        description="`next_cursor` of the answer before, in place of `start`; the rest stays the same.",
+        examples=["WzEsMTY3OTY2MjgwMDAwMCwxNjc5NjcwMDAwMDAwLCI3YzFhIl0"],
+    ),
+]
+IncludeForming = Annotated[
+    str | None,
+    WithJsonSchema({"type": "boolean", "default": False}),
+    Query(description="Also give the candle that has not closed; adds a column `closed`.", examples=[False]),
+]
+ColumnNames = Annotated[
+    str | None,
+    Query(description="Comma list of columns; `open_time` always comes first. Default: all.", examples=["close"]),
+]
+FormatName = Annotated[
+    str | None,
+    WithJsonSchema({"type": "string", "enum": ["json", "csv", "arrow", "parquet"], "default": "json"}),
+    Query(description="Form of the answer.", examples=["json"]),
+]
+Symbols = Annotated[
+    list[str],
+    Query(description="Symbols as a comma list, or the parameter repeated; at most 100.", examples=["BTC/USDT"]),
+]
+
+
+class StrictRoute(APIRoute):
+    """A route that refuses query parameters it does not know, repeated ones, and ones too long to be meant."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        answer = super().get_route_handler()
+        known = frozenset(_names(self.dependant))
+
+        async def checked(request: Request) -> Response:
+            _check_names(request, known)
+            return await answer(request)
+
+        return checked
+
+
+def _names(dependant: Dependant) -> Iterator[str]:
+    for one in dependant.query_params:
+        yield one.alias
+    for inner in dependant.dependencies:
+        yield from _names(inner)
+
+
+def _check_names(request: Request, known: frozenset[str]) -> None:
+    seen: set[str] = set()
+    for name, value in request.query_params.multi_items():
+        if name not in known:
+            listed = f"one of the parameters {', '.join(sorted(known))}" if known else "no parameters"
+            raise BadInput(name[:80], value, listed + close_match(name, known))
+        if name in seen and name not in _LISTS:
+            raise BadInput(name, value, "the parameter once; it was given more than once")
+        if len(value) > _LONGEST:
+            raise BadInput(name, value, f"at most {_LONGEST} characters")
+        seen.add(name)
+
+
+def whole_number(value: str | None, field: str, default: int, least: int, most: int) -> int:
+    """`value` as an integer in ``[least, most]``, `default` where it was not given."""
+    if value is None:
+        return default
+    accepted = f"a whole number from {least} to {most}"
+    if not _INTEGER.match(value):
+        raise BadInput(field, value, accepted)
+    number = int(value)
+    if not least <= number <= most:
+        raise BadInput(field, number, accepted)
+    return number
+
+
+def yes_or_no(value: str | None, field: str) -> bool:
+    """``true`` or ``false`` (also 1, 0); absent means no."""
+    known = {None: False, "true": True, "1": True, "false": False, "0": False}
+    try:
+        return known[value.lower() if value is not None else None]
+    except KeyError:
+        raise BadInput(field, value, "true or false") from None
+
+
+def past_instant(value: str | None, field: str, clock: Clock) -> int | None:
+    """An instant that is not after now, in epoch milliseconds."""
+    if value is None:
+        return None
+    ms = to_ms(value, field)
+    now = clock.now_ms()
+    if ms > now:
+        raise BadInput(field, value, f"an instant that is not in the future; it is {iso(now)} now")
+    return ms
+
+
+def any_instant(value: str | None, field: str) -> int | None:
+    """An instant in epoch milliseconds."""
+    return None if value is None else to_ms(value, field)
+
+
+def check_order(start_ms: int, end_ms: int, end_field: str = "end") -> None:
+    """Refuse a range whose end is not after its start."""
+    if start_ms >= end_ms:
+        raise BadInput(end_field, iso(end_ms), f"an instant after start ({iso(start_ms)}); ranges are [start, end)")
+
+
+def chosen_columns(value: str | None, known: tuple[str, ...]) -> tuple[str, ...]:
+    """The columns of an answer: those named, ``open_time`` first, each once; all of `known` by default."""
+    if value is None:
+        return known
+    names = [name.strip() for name in value.split(",")]
+    for name in names:
+        if name not in known:
+            raise BadInput("columns", name, f"some of {', '.join(known)}{close_match(name, known)}")
+    return tuple(dict.fromkeys(["open_time", *names]))

@@ -1,0 +1,76 @@
+"""Runs an application on a port, inside the caller's event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import uvicorn
+from fastapi import FastAPI
+
+from market.errors import Terminal
+
+#: Seconds that requests in flight get to end after a stop was asked for.
+_GRACE = 5
+
+
+class _Server(uvicorn.Server):
+    """uvicorn that leaves signals to the caller and says when it answers."""
+
+    def __init__(self, config: uvicorn.Config, on_started: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._on_started = on_started
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            self._on_started()
+
+
+async def serve_app(app: FastAPI, host: str, port: int, on_ready: Callable[[str], None]) -> None:
+    """Answer requests until cancelled, then let those in flight end and close the application's resources.
+
+    The application's lifespan runs here and not in the server, so that an error while opening the store reaches
+    the caller as itself.
+
+    :param port: 0 takes a free one.
+    :param on_ready: gets the address, with the real port, once requests are answered.
+    :raises Terminal: the address cannot be used.
+    """
+    with _listening(host, port) as listening:
+        real = listening.getsockname()[1]
+        shown = f"[{host}]" if ":" in host else host
+        config = uvicorn.Config(
+            app,
+            http="httptools",
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=_GRACE,
+        )
+        server = _Server(config, lambda: on_ready(f"http://{shown}:{real}"))
+        async with app.router.lifespan_context(app):
+            running = asyncio.create_task(server.serve(sockets=[listening]))
+            try:
+                await asyncio.shield(running)
+            except asyncio.CancelledError:
+                server.should_exit = True
+                await running
+                raise
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=2048)
+    except (OSError, OverflowError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise Terminal(f"cannot listen on {host}:{port}: {reason}; choose another host or port") from error
