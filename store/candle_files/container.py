@@ -11,7 +11,7 @@ import json
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -72,8 +72,9 @@ def opened(path: Path) -> Iterator[Container]:
     try:
         if path.is_dir():
             raise BadInput("file", str(path), f"{READABLE}; this is a folder")
-        with path.open("rb") as file:
-            yield _container(file, path)
+        with ExitStack() as open_files:
+            file = open_files.enter_context(path.open("rb"))
+            yield _container(file, path, open_files)
     except FileNotFoundError:
         raise BadInput("file", str(path), f"{READABLE}; there is no such file") from None
     except (*_DAMAGE, NotImplementedError) as error:
@@ -88,7 +89,7 @@ def _line(error: Exception) -> str:
     return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
 
 
-def _container(file: IO[bytes], path: Path) -> Container:
+def _container(file: IO[bytes], path: Path, open_files: ExitStack) -> Container:
     head = file.read(4096)
     file.seek(0)
     if not head:
@@ -100,12 +101,12 @@ def _container(file: IO[bytes], path: Path) -> Container:
     if head.startswith(b"\xff\xff\xff\xff"):
         return _arrow_stream(file)
     if head.startswith(b"PK\x03\x04"):
-        return _zipped(file, path)
+        return _zipped(file, path, open_files)
     if b"\0" in head or head.startswith((b"FEA1", b"\x1f\x8b")):
         raise BadInput("file", str(path), f"{READABLE}; its first bytes are {head[:8]!r}")
     if head.removeprefix(b"\xef\xbb\xbf").lstrip().startswith((b"[", b"{")):
-        return _json(file, path)
-    return _csv(file, path, "CSV")
+        return _json(_text(file, open_files), path)
+    return _csv(_text(file, open_files), path, "CSV")
 
 
 def _parquet(file: IO[bytes]) -> Container:
@@ -142,20 +143,23 @@ def _numbered(tables: Iterable[pa.Table]) -> Iterator[RowBatch]:
         first += table.num_rows
 
 
-def _zipped(file: IO[bytes], path: Path) -> Container:
-    archive = zipfile.ZipFile(file)
+def _zipped(file: IO[bytes], path: Path, open_files: ExitStack) -> Container:
+    archive = open_files.enter_context(zipfile.ZipFile(file))
     members = [one for one in archive.infolist() if not one.is_dir()]
     if len(members) != 1 or members[0].flag_bits & 1:
         found = ", ".join(one.filename for one in members[:5])
         raise BadInput(
             "file", str(path), f"a zip with one CSV file and no password; it holds: {found or 'nothing'}"
         )
-    return _csv(archive.open(members[0]), path, "zipped CSV")
+    return _csv(_text(archive.open(members[0]), open_files), path, "zipped CSV")
 
 
-def _csv(file: IO[bytes], path: Path, kind: str) -> Container:
+def _text(file: IO[bytes], open_files: ExitStack) -> IO[str]:
     # utf-8-sig: spreadsheets put a byte order mark first.
-    text = io.TextIOWrapper(file, "utf-8-sig")
+    return open_files.enter_context(io.TextIOWrapper(file, "utf-8-sig"))
+
+
+def _csv(text: IO[str], path: Path, kind: str) -> Container:
     numbered = _lines(text)
     start = next(numbered, None)
     if start is None:
@@ -221,8 +225,8 @@ def _text_batch(
     )
 
 
-def _json(file: IO[bytes], path: Path) -> Container:
-    rows = _json_rows(io.TextIOWrapper(file, "utf-8-sig"), path)
+def _json(text: IO[str], path: Path) -> Container:
+    rows = _json_rows(text, path)
     first = next(rows, None)
     if first is None:
         raise BadInput("file", str(path), f"{READABLE}; this list is empty")
