@@ -37,9 +37,9 @@ def learn(
         )
         for one in absences
     ]
-    fresh += _outside(_disjoint(claimed), present | stored)
-    kept = _outside(known, IntervalSet(one.interval for one in fresh))
-    return _joined(sorted([*kept, *fresh], key=lambda one: one.interval))
+    fresh += outside(_disjoint(claimed), present | stored)
+    kept = outside(known, IntervalSet(one.interval for one in fresh))
+    return joined(sorted([*kept, *fresh], key=lambda one: one.interval))
 
 
 def _disjoint(entries: list[Covered]) -> list[Covered]:
@@ -52,7 +52,7 @@ def _disjoint(entries: list[Covered]) -> list[Covered]:
     return found
 
 
-def _outside(entries: Sequence[Covered], cuts: IntervalSet) -> list[Covered]:
+def outside(entries: Sequence[Covered], cuts: IntervalSet) -> list[Covered]:
     """The parts of sorted, disjoint entries that lie in none of `cuts`; one pass over both."""
     walls = list(cuts)
     found: list[Covered] = []
@@ -85,19 +85,20 @@ def clip(entries: Iterable[Covered], interval: Interval) -> list[Covered]:
     ]
 
 
-def _joined(entries: list[Covered]) -> list[Covered]:
-    joined: list[Covered] = []
+def joined(entries: Iterable[Covered]) -> list[Covered]:
+    """Sorted entries with neighbours that say the same made one."""
+    found: list[Covered] = []
     for one in entries:
-        before = joined[-1] if joined else None
+        before = found[-1] if found else None
         if before is not None and before.interval.end == one.interval.start and _same(before, one):
-            joined[-1] = replace(
+            found[-1] = replace(
                 before,
                 interval=Interval(before.interval.start, one.interval.end),
                 learned_at=max(before.learned_at, one.learned_at),
             )
         else:
-            joined.append(one)
-    return joined
+            found.append(one)
+    return found
 
 
 def _same(a: Covered, b: Covered) -> bool:

@@ -169,6 +169,13 @@ WHERE instrument_id = :instrument_id AND timeframe = :timeframe
   AND interval_start <= :end AND interval_end >= :start
 ORDER BY interval_start;
 
+-- name: coverage_bounds
+-- The first and the last instant the ledger says anything of.
+SELECT (SELECT interval_start FROM coverage WHERE instrument_id = :instrument_id AND timeframe = :timeframe
+        ORDER BY interval_start LIMIT 1),
+       (SELECT interval_end FROM coverage WHERE instrument_id = :instrument_id AND timeframe = :timeframe
+        ORDER BY interval_start DESC LIMIT 1);
+
 -- name: delete_coverage
 -- One ledger entry, about to be replaced.
 DELETE FROM coverage

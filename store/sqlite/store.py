@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from market.candle import Refusal
+from market.candle import Refusal, open_times_ms
 from market.clock import Clock
 from market.coverage import CoverageState, Covered
 from market.fingerprint import Digest
@@ -39,6 +39,28 @@ class Chunk:
     digest: Digest
     #: The series' revision when it last changed.
     revision: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeriesFacts:
+    """What a reader must know of a series before reading it."""
+
+    #: Counts up with each change.
+    revision: int
+    #: Where three-day buckets count from.
+    origin_ms: int
+    #: From the first to the last instant the ledger says anything of; None for an empty ledger.
+    known: Interval | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredPage:
+    """Candles and the ledger beside them, as of one moment."""
+
+    #: Candle schema, sorted.
+    table: pa.Table
+    #: Clipped to what was asked, or to what a limit left of it.
+    coverage: list[Covered]
 
 
 class SqliteStore:
@@ -109,26 +131,45 @@ class SqliteStore:
             key = find_series(connection, series)
             if key is None:
                 return to_table([])
-            name = "read_newest_candles" if newest else "read_candles"
-            asked = key.names | {"start": start_ms, "end": end_ms, "limit": -1 if limit is None else limit}
-            if as_of_ms is not None:
-                name, asked = name + "_as_of", asked | {"as_of": as_of_ms}
-            rows = connection.execute(QUERIES[name], asked).fetchall()
-            return to_table(rows[::-1] if newest else rows)
+            return _read(connection, key, Interval(start_ms, end_ms), limit, newest, as_of_ms)
 
         return await self._database.read(work)
 
-    async def has(self, series: Series) -> bool:
-        """True if anything was ever written to this series."""
-        return await self._database.read(lambda connection: find_series(connection, series) is not None)
+    async def page(
+        self,
+        series: Series,
+        interval: Interval,
+        *,
+        limit: int | None = None,
+        newest: bool = False,
+        as_of_ms: int | None = None,
+    ) -> StoredPage:
+        """:meth:`read` with the ledger of the part that was read, both from one snapshot of the database."""
 
-    async def origin_ms(self, series: Series) -> int:
-        """Where the series' three-day buckets count from."""
+        def work(connection: sqlite3.Connection) -> StoredPage:
+            key = find_series(connection, series)
+            if key is None:
+                return StoredPage(table=to_table([]), coverage=[])
+            table = _read(connection, key, interval, limit, newest, as_of_ms)
+            start, end = interval.start, interval.end
+            if limit is not None and table.num_rows == limit:
+                times = open_times_ms(table)
+                start, end = (int(times[0]), end) if newest else (start, series.timeframe.next(int(times[-1])))
+            inside = Interval(start, end)
+            return StoredPage(table=table, coverage=clip(read_coverage(connection, key, start, end), inside))
 
-        def work(connection: sqlite3.Connection) -> int:
-            rows = connection.execute(QUERIES["list_instruments"], {"exchange": series.exchange})
-            found = [to_instrument(row) for row in rows if row[1] == series.symbol]
-            return found[0].origin_ms if found else DEFAULT_ORIGIN_MS
+        return await self._database.read(work)
+
+    async def facts(self, series: Series) -> SeriesFacts | None:
+        """What a reader must know of a series first; None where it is not stored."""
+
+        def work(connection: sqlite3.Connection) -> SeriesFacts | None:
+            key = find_series(connection, series)
+            if key is None:
+                return None
+            first, last = connection.execute(QUERIES["coverage_bounds"], key.names).fetchone()
+            known = None if first is None else Interval(first, last)
+            return SeriesFacts(revision=key.revision, origin_ms=key.origin_ms, known=known)
 
         return await self._database.read(work)
 
@@ -154,15 +195,6 @@ class SqliteStore:
                 return []
             rows = connection.execute(QUERIES["read_chunks"], key.names | {"start": 0, "end": 2**62})
             return [Chunk(start=row[0], digest=Digest.of_hex(row[1], row[3]), revision=row[4]) for row in rows]
-
-        return await self._database.read(work)
-
-    async def revision(self, series: Series) -> int:
-        """Counts up with each change of the series; 0 where it is not stored."""
-
-        def work(connection: sqlite3.Connection) -> int:
-            key = find_series(connection, series)
-            return 0 if key is None else key.revision
 
         return await self._database.read(work)
 
@@ -228,6 +260,22 @@ class SqliteStore:
             return [] if found == ["ok"] else found
 
         return await self._database.read(work)
+
+
+def _read(
+    connection: sqlite3.Connection,
+    key: SeriesKey,
+    interval: Interval,
+    limit: int | None,
+    newest: bool,
+    as_of_ms: int | None,
+) -> pa.Table:
+    name = "read_newest_candles" if newest else "read_candles"
+    asked = key.names | {"start": interval.start, "end": interval.end, "limit": -1 if limit is None else limit}
+    if as_of_ms is not None:
+        name, asked = name + "_as_of", asked | {"as_of": as_of_ms}
+    rows = connection.execute(QUERIES[name], asked).fetchall()
+    return to_table(rows[::-1] if newest else rows)
 
 
 def _info(connection: sqlite3.Connection, row: tuple[str, str, int, int, int, int, int], now_ms: int) -> SeriesInfo:

@@ -1,0 +1,237 @@
+"""Building, checking and restoring the Parquet archive. Every step can be killed; running again completes it."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from market.candle import CANDLE_SCHEMA, CandleState, open_times_ms
+from market.clock import Clock, iso
+from market.coverage import CoverageState
+from market.errors import StoreUnusable
+from market.fingerprint import Digest, digest
+from market.instrument import Series
+from market.timeframe import TIMEFRAMES, Timeframe
+from store.archive.manifest import (
+    MANIFEST,
+    ArchiveFile,
+    Manifest,
+    read_manifest,
+    read_manifests,
+    series_folder,
+)
+from store.batch import Absence, CandleBatch, Written
+from store.files import locked, replacing
+from store.sqlite.store import SqliteStore
+
+_LOCK = ".archive.lock"
+_YEAR = 12
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArchiveReport:
+    """What one run did for one series."""
+
+    series: Series
+    #: Files in the manifest now.
+    files: int
+    rows: int
+    #: Files written by this run; 0 where the archive was current.
+    written: int
+    #: Left-overs of an interrupted run, and replaced files, that were removed.
+    removed: int
+    #: Size of all files, bytes.
+    size: int
+    fingerprint: str
+
+
+class Archive:
+    """The archive under one local folder."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def manifest(self, series: Series) -> Manifest | None:
+        """What is archived of a series, or None."""
+        return read_manifest(self.root, series)
+
+    def manifests(self) -> list[Manifest]:
+        """Everything archived."""
+        return read_manifests(self.root)
+
+    def path(self, series: Series, file: ArchiveFile) -> Path:
+        """Where a file of a manifest stands."""
+        return series_folder(self.root, series) / file.name
+
+    async def build(self, store: SqliteStore, series: Series) -> ArchiveReport:
+        """Bring the archive of one series up to the store: periods whose digest differs are written anew.
+
+        New files are written and read back before the manifest is swapped; replaced files go afterwards.
+
+        :raises StoreBusy: another process is archiving into this folder.
+        :raises StoreUnusable: the folder cannot be written; the old state is untouched.
+        """
+        with locked(self.root / _LOCK, "archive"):
+            before = await asyncio.to_thread(self.manifest, series)
+            had = {one.period: one for one in before.files} if before else {}
+            # The ledger first: rows that arrive in between are then more than it says, never less.
+            coverage = await store.coverage(series)
+            files: list[ArchiveFile] = []
+            written = 0
+            for period, expected in _periods(await _chunk_digests(store, series), series.timeframe).items():
+                kept = had.get(period)
+                if kept and Digest.of_hex(kept.rows, kept.digest) == expected and self.path(series, kept).exists():
+                    files.append(kept)
+                    continue
+                start, end = period_bounds(period)
+                table = await store.read(series, start, end)
+                files.append(await asyncio.to_thread(self._write_file, series, period, table))
+                written += 1
+            manifest = Manifest(series=series, files=tuple(files), coverage=tuple(coverage))
+            removed = await asyncio.to_thread(self._swap, manifest, before)
+        return ArchiveReport(
+            series=series,
+            files=len(files),
+            rows=manifest.digest.rows,
+            written=written,
+            removed=removed,
+            size=sum(one.size for one in files),
+            fingerprint=manifest.fingerprint,
+        )
+
+    def _write_file(self, series: Series, period: str, table: pa.Table) -> ArchiveFile:
+        times = open_times_ms(table)
+        content = digest(table)
+        name = f"{period}.{content.hex[:12]}.parquet"
+        path = series_folder(self.root, series) / name
+        with replacing(path) as temporary:
+            pq.write_table(table, temporary, compression="zstd", sorting_columns=[pq.SortingColumn(0)])
+            if digest(read_candles(temporary)) != content:
+                raise StoreUnusable(
+                    f"{path}: what was read back differs from what was written; the disk is not to be trusted"
+                )
+            sha256 = _sha256(temporary)
+            size = temporary.stat().st_size
+        return ArchiveFile(
+            period=period,
+            name=name,
+            rows=table.num_rows,
+            first_open=int(times[0]),
+            last_open=int(times[-1]),
+            sha256=sha256,
+            digest=content.hex,
+            size=size,
+        )
+
+    def _swap(self, manifest: Manifest, before: Manifest | None) -> int:
+        """Make `manifest` the truth, then remove every file that it does not name."""
+        folder = series_folder(self.root, manifest.series)
+        if manifest != before:
+            with replacing(folder / MANIFEST) as temporary:
+                temporary.write_bytes(manifest.to_json())
+        named = {one.name for one in manifest.files} | {MANIFEST}
+        litter = [path for path in folder.iterdir() if path.name not in named]
+        for path in litter:
+            path.unlink()
+        return len(litter)
+
+    def verify(self, series: Series) -> list[str]:
+        """Every file against the manifest: size, SHA-256, rows, digest. Returns what is wrong, in words."""
+        manifest = self.manifest(series)
+        if manifest is None:
+            return [f"{series} is not archived"]
+        wrong = []
+        for file in manifest.files:
+            path = self.path(series, file)
+            try:
+                if _sha256(path) != file.sha256:
+                    wrong.append(f"{path}: the bytes differ from the manifest's SHA-256")
+                elif digest(read_candles(path)).hex != file.digest:
+                    wrong.append(f"{path}: the rows differ from the manifest's digest")
+            except (OSError, StoreUnusable) as error:
+                wrong.append(str(error))
+        return wrong
+
+    async def restore(self, store: SqliteStore, series: Series, clock: Clock) -> Written:
+        """Write an archived series into a store: rows, and what was known to be empty.
+
+        :raises StoreUnusable: a file is missing or damaged; files before it have been restored.
+        """
+        manifest = await asyncio.to_thread(self.manifest, series)
+        if manifest is None:
+            return Written()
+        total = Written()
+        async for batch in self._batches(manifest, clock):
+            total += await store.write(batch)
+        return total
+
+    async def _batches(self, manifest: Manifest, clock: Clock) -> AsyncIterator[CandleBatch]:
+        source = f"archive {self.root.name}"
+        for file in manifest.files:
+            path = self.path(manifest.series, file)
+            table = await asyncio.to_thread(read_candles, path)
+            if digest(table).hex != file.digest:
+                raise StoreUnusable(f"{path}: the rows differ from the manifest's digest; restore it from a backup")
+            now_ms = max(clock.now_ms(), manifest.series.timeframe.next(file.last_open))
+            yield CandleBatch(
+                series=manifest.series, source=source, now_ms=now_ms, table=table, state=CandleState.VERIFIED
+            )
+        absences = tuple(
+            Absence(interval=one.interval, state=one.state, evidence=one.evidence or "", expires_at=one.expires_at)
+            for one in manifest.coverage
+            if one.state is not CoverageState.PRESENT
+        )
+        if absences:
+            yield CandleBatch(series=manifest.series, source=source, now_ms=clock.now_ms(), absences=absences)
+
+
+def read_candles(path: Path) -> pa.Table:
+    """The candles of one archive file.
+
+    :raises StoreUnusable: missing, cut short, or not in the candle schema.
+    """
+    try:
+        # A handle of our own: a ParquetFile over a path keeps the file open until it is collected.
+        with path.open("rb") as handle, pq.ParquetFile(handle) as parquet:
+            table = parquet.read()
+    except (OSError, pa.ArrowInvalid) as error:
+        raise StoreUnusable(f"{path} cannot be read as Parquet: {error}") from error
+    if not table.schema.equals(CANDLE_SCHEMA):
+        raise StoreUnusable(f"{path} does not have the columns of candles: {', '.join(table.schema.names)}")
+    return table
+
+
+def period_of(open_time: int, timeframe: Timeframe) -> str:
+    """The archive period of a candle: its month (timeframes under an hour) or its year."""
+    return iso(open_time)[:7] if timeframe.seconds < 3600 else iso(open_time)[:4]
+
+
+def period_bounds(period: str) -> tuple[int, int]:
+    """``[start, end)`` of a period in epoch milliseconds."""
+    month = TIMEFRAMES["1M"]
+    year, _, number = period.partition("-")
+    start = month.next(0, (int(year) - 1970) * _YEAR + (int(number) - 1 if number else 0))
+    return start, month.next(start, 1 if number else _YEAR)
+
+
+async def _chunk_digests(store: SqliteStore, series: Series) -> list[tuple[int, Digest]]:
+    return [(one.start, one.digest) for one in await store.chunks(series)]
+
+
+def _periods(chunks: Iterable[tuple[int, Digest]], timeframe: Timeframe) -> dict[str, Digest]:
+    periods: dict[str, Digest] = {}
+    for start, one in chunks:
+        period = period_of(start, timeframe)
+        periods[period] = periods.get(period, Digest()) + one
+    return periods
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
