@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from typing import TypeVar
 
 from ingest.clock import ExchangeClock
 from ingest.gap_filler import CandleStore, Filled, GapFiller
@@ -17,6 +18,8 @@ from market.errors import BadInput, ChandleryError, ExchangeRefused, Mismatch, N
 from market.instrument import Instrument, Series
 from market.interval import Interval, IntervalSet
 from market.timeframe import Timeframe
+
+Outcome = TypeVar("Outcome")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,11 +90,18 @@ async def backfill(
             progress.finished(report)
             return report
 
-    tasks = [asyncio.create_task(one(instrument)) for instrument in instruments]
+    return await run_together([one(instrument) for instrument in instruments])
+
+
+async def run_together(works: Sequence[Coroutine[None, None, Outcome]]) -> list[Outcome]:
+    """The outcomes of `works`, run at once; if one raises, or we are cancelled, none goes on.
+
+    Nothing may still write into a store that the caller is about to close.
+    """
+    tasks = [asyncio.create_task(work) for work in works]
     try:
         return list(await asyncio.gather(*tasks))
     finally:
-        # After a failure or a cancellation no series may go on writing into a store that is being closed.
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)

@@ -136,10 +136,8 @@ class GapFiller:
                 f"{iso(left.start)}, got none and no word that there are none"
             )
         absences: tuple[Absence, ...] = ()
-        if reached > left.start:
-            holes = self._holes(series, Interval(left.start, reached), rows)
-            if holes:
-                rows, absences = await self._verify(series, holes, rows)
+        if reached > left.start and (holes := self._holes(series, Interval(left.start, reached), rows)):
+            rows, absences, stop = await self._verify(series, holes, rows, stop)
         written = await self._write(series, rows, absences)
         account.written += written
         settled = Interval(left.start, min(stop, left.end))
@@ -162,20 +160,26 @@ class GapFiller:
         return IntervalSet([span]) - IntervalSet.of_candles(aligned, series.timeframe)
 
     async def _verify(
-        self, series: Series, holes: IntervalSet, rows: pa.Table
-    ) -> tuple[pa.Table, tuple[Absence, ...]]:
-        """Read `holes` a second time: the rows with what the second read found, and the confirmed absences."""
+        self, series: Series, holes: IntervalSet, rows: pa.Table, stop: int
+    ) -> tuple[pa.Table, tuple[Absence, ...], int]:
+        """Read `holes` a second time.
+
+        :return: the rows with what the second read found, the confirmed absences, and where to go on: `stop`,
+            or where the second read ended if it contradicts the first and ends sooner.
+        """
         confirmed: list[Absence] = []
         if before := await self._before_listing(series, holes):
             confirmed.append(before)
             holes -= IntervalSet([before.interval])
         hull = holes.hull
         if hull is None:
-            return rows, tuple(confirmed)
+            return rows, tuple(confirmed), stop
         found, reached = await self._read_again(series, hull)
+        if hull.start < reached < hull.end:
+            stop = reached
         holes = holes.clip(hull.start, reached)
         if found.num_rows:
-            holes = IntervalSet(part for hole in holes for part in self._holes(series, hole, found))
+            holes &= self._holes(series, hull, found)
             known = pc.is_in(found.column("open_time"), value_set=rows.column("open_time").combine_chunks())
             rows = by_open_time(pa.concat_tables([rows, found.filter(pc.invert(known))]))
         evidence = (
@@ -183,22 +187,23 @@ class GapFiller:
             f"{iso(self._clock.now_ms())} exchange time"
         )
         confirmed.extend(self._absence(hole, evidence) for hole in holes)
-        return rows, tuple(confirmed)
+        return rows, tuple(confirmed), stop
 
     async def _read_again(self, series: Series, hull: Interval) -> tuple[pa.Table, int]:
-        """A second read of `hull`: its rows, and up to where it is conclusive."""
-        tables, cursor = [no_candles()], hull.start
+        """A second read of `hull` up to its first page with rows: these rows, and how far it is conclusive."""
+        cursor = hull.start
         while cursor < hull.end:
             page = await self._page(series, Interval(cursor, hull.end))
-            tables.append(page.table)
+            if page.table.num_rows:
+                return page.table, max(cursor, min(page.reaches, hull.end))
             if page.reaches <= cursor:
                 break
             cursor = min(page.reaches, hull.end)
-            if cursor < hull.end and not page.table.num_rows:
+            if cursor < hull.end:
                 # A search instead of one request for each empty page.
                 following = await self._history.first_open(series.symbol, series.timeframe, cursor, hull.end)
                 cursor = hull.end if following is None else max(cursor, min(following, hull.end))
-        return by_open_time(pa.concat_tables(tables)), cursor
+        return no_candles(), cursor
 
     async def _before_listing(self, series: Series, holes: IntervalSet) -> Absence | None:
         """The first hole, if it lies before the first candle that the exchange has of this series."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import structlog
 
-from ingest.backfill import find_instruments
+from ingest.backfill import find_instruments, run_together
 from ingest.clock import ExchangeClock
 from ingest.gap_filler import CandleStore, GapFiller
 from ingest.patience import Gate, History, Patience, PatientHistory, Sleep
@@ -131,7 +131,7 @@ class LiveLoop:
 
     async def _round(self, instruments: Sequence[Instrument]) -> ChandleryError | None:
         """One round over all series; the first error among them."""
-        errors = await asyncio.gather(*(self._one(instrument) for instrument in instruments))
+        errors = await run_together([self._one(instrument) for instrument in instruments])
         return next((error for error in errors if error is not None), None)
 
     async def _one(self, instrument: Instrument) -> ChandleryError | None:
