@@ -176,9 +176,10 @@ def close_times_ms(table: pa.Table, timeframe: Timeframe) -> list[int]:
     ends = timeframe.next_all(open_times_ms(table)) - 1
     early = table.column("early_close_time")
     if early.null_count == len(early):
-        return ends.tolist()
-    filled: list[int] = pc.coalesce(early.cast(pa.int64()), pa.array(ends)).to_pylist()
-    return filled
+        times: list[int] = ends.tolist()
+    else:
+        times = pc.coalesce(early.cast(pa.int64()), pa.array(ends)).to_pylist()
+    return times
 
 
 def parse_kline_event(message: Mapping[str, Any]) -> KlineEvent:

@@ -1,0 +1,1 @@
+"""The simulated exchange: a process that speaks Binance spot REST and streams on localhost."""
