@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from fastapi import Request
 
 from market.candle import COLUMNS
-from market.clock import Clock, iso
+from market.clock import Clock
 from market.errors import BadInput
 from market.instrument import Series, check_exchange, check_symbol
 from market.timeframe import Timeframe
@@ -28,12 +28,12 @@ from serve.parameters import (
     TimeframeName,
     any_instant,
     check_order,
+    check_started,
     chosen_columns,
     past_instant,
     whole_number,
     yes_or_no,
 )
-from store.market_data import MarketData
 
 DEFAULT_LIMIT = 1_000
 #: Most rows of one answer: text forms are made in memory at some hundred bytes a row, binary ones at ninety.
@@ -140,16 +140,11 @@ async def _range(
     start_ms, end_ms = any_instant(start, "start"), any_instant(end, "end")
     if start_ms is not None and end_ms is not None:
         check_order(start_ms, end_ms)
-    now = clock.now_ms()
-    if start_ms is not None and start_ms > now:
-        # The exchange's clock may run ahead of ours (a simulated one): what is stored is not the future.
-        market_data: MarketData = request.app.state.market_data
-        known, _ = await market_data.coverage(series)
-        if start_ms >= known.end:
-            raise BadInput("start", start, f"an instant that is not in the future; it is {iso(now)} now")
+    if start_ms is not None:
+        await check_started(request, series, start_ms, start)
     if end_ms is None and forming:
         # What is known ends before the forming candle; the end of the bucket that now lies in does not.
-        end_ms = series.timeframe.next(series.timeframe.floor(now))
+        end_ms = series.timeframe.next(series.timeframe.floor(clock.now_ms()))
         end_ms = None if start_ms is not None and start_ms >= end_ms else end_ms
     return start_ms, end_ms
 

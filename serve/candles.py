@@ -13,6 +13,7 @@ import pyarrow as pa
 from fastapi import APIRouter, Depends, Request, Response
 
 from market.candle import no_candles
+from market.errors import NotFound
 from serve import examples
 from serve.answers import holds
 from serve.candle_query import CLOSED, CandleQuery, batch_query, candle_query
@@ -81,14 +82,20 @@ async def read_batch(request: Request, query: Annotated[CandleQuery, Depends(bat
     for `/v1/candles`. An unknown symbol fails the whole call.
     """
     market_data: MarketData = request.app.state.market_data
-    answers = await market_data.batch(
-        query.series,
-        start_ms=query.start_ms,
-        end_ms=query.end_ms,
-        limit=query.limit,
-        as_of_ms=query.as_of_ms,
-        include_forming=query.include_forming,
-    )
+    try:
+        answers = await market_data.batch(
+            query.series,
+            start_ms=query.start_ms,
+            end_ms=query.end_ms,
+            limit=query.limit,
+            as_of_ms=query.as_of_ms,
+            include_forming=query.include_forming,
+        )
+    except NotFound as error:
+        if error.field != "symbol":
+            raise
+        # The caller knows it by the name of this route's parameter.
+        raise NotFound("symbols", error.value, hint=error.accepted) from error
     metas = [_meta(answer, query) for answer in answers]
     headers = {
         "ETag": _etag(query, answers, metas),

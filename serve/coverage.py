@@ -22,6 +22,7 @@ from serve.parameters import (
     TimeframeName,
     any_instant,
     check_order,
+    check_started,
 )
 from serve.records import covered_record, pairs, series_names
 from store.market_data import MarketData
@@ -62,6 +63,7 @@ async def range_query(
         start_ms = whole.start if start_ms is None else start_ms
         end_ms = whole.end if end_ms is None else end_ms
     check_order(start_ms, end_ms)
+    await check_started(request, series, start_ms, start)
     return RangeQuery(series=series, interval=Interval(start_ms, end_ms))
 
 

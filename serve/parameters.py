@@ -17,8 +17,10 @@ from pydantic import WithJsonSchema
 
 from market.clock import Clock, iso, to_ms
 from market.errors import BadInput
+from market.instrument import Series
 from market.timeframe import TIMEFRAMES
 from serve.errors import close_match
+from store.market_data import MarketData
 
 _INTEGER = re.compile(r"-?[0-9]{1,18}\Z")
 #: Longest text of one parameter, in characters; a hundred symbols fit.
@@ -156,6 +158,21 @@ def past_instant(value: str | None, field: str, clock: Clock) -> int | None:
     if ms > now:
         raise BadInput(field, value, f"an instant that is not in the future; it is {iso(now)} now")
     return ms
+
+
+async def check_started(request: Request, series: Series, start_ms: int, text: str | None) -> None:
+    """Refuse a range that starts after now.
+
+    The exchange's clock may run ahead of ours (a simulated one): what is stored is not the future.
+    """
+    clock: Clock = request.app.state.clock
+    now = clock.now_ms()
+    if start_ms <= now:
+        return
+    market_data: MarketData = request.app.state.market_data
+    known, _ = await market_data.coverage(series)
+    if start_ms >= known.end:
+        raise BadInput("start", text, f"an instant that is not in the future; it is {iso(now)} now")
 
 
 def any_instant(value: str | None, field: str) -> int | None:
