@@ -185,7 +185,8 @@ def check(
         assert values is not None
         refuse(~np.isfinite(values), f"{name} is {{{name}}}: not a finite number")
     for name in QUANTITIES[1:]:
-        refuse(np.isinf(floats(table, name)), f"{name} is {{{name}}}: not a finite number")
+        unknown = table.column(name).is_null().to_numpy()
+        refuse(~np.isfinite(floats(table, name)) & ~unknown, f"{name} is {{{name}}}: not a finite number")
     for name in PRICES:
         refuse(price[name] <= 0, f"{name} is {{{name}}}: a price must be above zero")
     refuse(price["high"] < price["low"], "high {high} is below low {low}")
