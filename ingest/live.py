@@ -17,7 +17,7 @@ from ingest.clock import ExchangeClock
 from ingest.gap_filler import CandleStore, GapFiller
 from ingest.patience import Gate, History, Patience, PatientHistory, Sleep
 from market.candle import open_times_ms
-from market.clock import Clock, iso
+from market.clock import Clock
 from market.coverage import CoverageState
 from market.errors import ChandleryError, ExchangeRefused, Mismatch, RateLimited, Retryable
 from market.instrument import Instrument, Series
@@ -34,7 +34,7 @@ class LiveRules:
 
     #: Milliseconds after its end in which a candle may still change and is left alone.
     settle_ms: int = 2_000
-    #: How far back the loop fills gaps, milliseconds; older ones are a backfill's work.
+    #: How far back the loop fills gaps when it starts, milliseconds; older ones are a backfill's work.
     look_back_ms: int = DAY_MS
     #: Seconds between two polls of the forming candle.
     poll_every: float = 3.0
@@ -92,7 +92,7 @@ class LiveLoop:
         self._on_status = on_status
         self._sleep = sleep
         # One try each: the loop itself comes round again, and must not hang in one series' retries.
-        gate = Gate(longest_obeyed=float("inf"), sleep=sleep)
+        gate = Gate(longest_obeyed=float("inf"))
         self._patient = PatientHistory(history, gate, Patience(attempts=1))
         self._clock = ExchangeClock(self._patient, clock)
         self._room = asyncio.Semaphore(self._rules.concurrency)
@@ -156,7 +156,10 @@ class LiveLoop:
         )
         now = self._clock.now_ms()
         status = self._status(series)
-        recent = filler.closed(series, Interval(now - self._rules.look_back_ms, now))
+        # A loop that was held up for longer than the look-back goes on where it stopped.
+        start = now - self._rules.look_back_ms
+        start = start if status.last_closed is None else min(start, status.last_closed)
+        recent = filler.closed(series, Interval(start, now))
         newest = None if recent is None else series.timeframe.next(recent.end, -1)
         if recent is not None and (status.last_closed != newest or status.error):
             await filler.fill(series, recent)
@@ -199,8 +202,6 @@ class LiveLoop:
 
     def _tell(self, status: LiveStatus) -> None:
         self._statuses[status.series] = status
-        if status.last_closed is not None:
-            log.debug("live", series=str(status.series), last_closed=iso(status.last_closed), lag_ms=status.lag_ms)
         if self._on_status is not None:
             self._on_status(status)
 

@@ -58,7 +58,7 @@ class ScriptedHistory:
 
     async def candles(self, symbol: str, timeframe: Timeframe, start_ms: int, end_ms: int) -> CandlePage:
         self._ask("candles", start_ms, end_ms)
-        times = self.times[(self.times >= start_ms) & (self.times < end_ms)]
+        times = self.times[(self.times >= start_ms) & (self.times < end_ms) & (self.times <= self.now)]
         if self.windows:
             end = min(end_ms, start_ms + self.page * MINUTE)
             times = times[times < end]
@@ -78,7 +78,7 @@ class ScriptedHistory:
 
     async def first_open(self, symbol: str, timeframe: Timeframe, start_ms: int, end_ms: int) -> int | None:
         self._ask("first_open", start_ms, end_ms)
-        times = self.times[(self.times >= start_ms) & (self.times < end_ms)]
+        times = self.times[(self.times >= start_ms) & (self.times < end_ms) & (self.times <= self.now)]
         return int(times[0]) if len(times) else None
 
     async def instruments(self) -> list[Instrument]:
