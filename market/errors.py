@@ -13,6 +13,7 @@
       |   - ExchangeRefused      the exchange understood and said no
       |   - StoreUnusable        read-only, full, corrupt or not ours
       |   - SchemaTooNew         the database was written by a newer release
+      |   - StrategyFailed       a strategy raised, or decided something that is no order
       + Mismatch                 two sources that must agree do not
 
 Errors know nothing of HTTP or exit codes; ``serve`` and ``chandlery`` each have one table for that.
@@ -94,6 +95,10 @@ class StoreUnusable(Terminal):
 
 class SchemaTooNew(StoreUnusable):
     """The database was written by a newer release than this one."""
+
+
+class StrategyFailed(Terminal):
+    """A strategy raised, or gave back what is no order; the message has the strategy's own line."""
 
 
 class Mismatch(ChandleryError):

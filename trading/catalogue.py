@@ -8,13 +8,14 @@ import inspect
 import pkgutil
 import sys
 import traceback
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from market.errors import BadInput, NotFound
+from market.errors import BadInput, NotFound, StrategyFailed
 from trading import strategies
 from trading.strategy import Strategy
 
@@ -76,11 +77,29 @@ def source_sha256(strategy: Strategy) -> str:
     return sha256(Path(file).read_bytes()).hexdigest() if file is not None else ""
 
 
-def strategy_line(strategy: Strategy, error: BaseException) -> str | None:
-    """``sma.py line 12`` where the strategy's own file had a part in raising `error`; None where it had none."""
-    file = inspect.getfile(type(strategy))
-    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
-    return f"{Path(file).name} line {lines[-1]}" if lines else None
+def method_line(strategy: Strategy, method: str) -> str:
+    """``sma.py line 40: on_data``: where a method of the strategy begins."""
+    code = inspect.unwrap(getattr(type(strategy), method)).__code__
+    return f"{Path(code.co_filename).name} line {code.co_firstlineno}: {method}"
+
+
+@contextmanager
+def blamed(strategy: Strategy) -> Iterator[None]:
+    """Calls into a strategy: whatever it raises becomes StrategyFailed with the strategy's own line.
+
+    An error that the strategy's file had no part in passes as it is.
+    """
+    try:
+        yield
+    except StrategyFailed:
+        raise
+    except Exception as error:
+        # A strategy is foreign code and may raise anything.
+        file = inspect.getfile(type(strategy))
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
+        if not lines:
+            raise
+        raise StrategyFailed(f"{Path(file).name} line {lines[-1]}: {type(error).__name__}: {error}") from error
 
 
 def _imported(path: Path) -> ModuleType:
