@@ -95,6 +95,10 @@ class Market:
         self._salt = zlib.crc32(tape.listing.exchange_symbol.encode())
         self._kept: OrderedDict[int, list[Print]] = OrderedDict()
 
+    def bucket(self, timeframe: Timeframe, ms: int) -> int:
+        """The open time of the candle that `ms` lies in."""
+        return timeframe.floor(ms, self._origin_ms)
+
     def klines(
         self, timeframe: Timeframe, now_ms: int, start_ms: int | None, end_ms: int | None, limit: int
     ) -> pa.Table:

@@ -1,0 +1,48 @@
+"""The simulated exchange itself: its clock and the markets listed on it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from exchange.simulator.market import Market
+from market.clock import Clock
+
+
+@dataclass(frozen=True, kw_only=True)
+class ListedMarket:
+    """A market that is opened (its candles read) when first asked for."""
+
+    open: Callable[[], Market]
+    #: From when the exchange shows it.
+    listed_ms: int
+
+
+class Exchange:
+    """Markets by their exchange symbol, seen at the clock's time. A market not yet listed then does not exist."""
+
+    def __init__(self, clock: Clock, listed: Mapping[str, ListedMarket]) -> None:
+        self._clock = clock
+        self._listed = listed
+        self._markets: dict[str, Market] = {}
+
+    def now_ms(self) -> int:
+        """Exchange time."""
+        return self._clock.now_ms()
+
+    def market(self, exchange_symbol: str) -> Market | None:
+        """The market called ``BTCUSDT``, or None if there is none (yet)."""
+        listed = self._listed.get(exchange_symbol)
+        if listed is None or listed.listed_ms > self.now_ms():
+            return None
+        if exchange_symbol not in self._markets:
+            self._markets[exchange_symbol] = listed.open()
+        return self._markets[exchange_symbol]
+
+    def markets(self) -> list[Market]:
+        """Every listed market, by symbol."""
+        return [market for name in sorted(self._listed) if (market := self.market(name)) is not None]
+
+    def count(self) -> int:
+        """How many markets there are; opens none."""
+        return len(self._listed)

@@ -1,0 +1,213 @@
+"""Running the simulated exchange: its configuration, and the process around the endpoints."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import socket
+from collections.abc import AsyncIterator, Callable, Iterator, MutableMapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from starlette.applications import Starlette
+
+from exchange.simulator.clock import ExchangeClock
+from exchange.simulator.exchange import Exchange, ListedMarket
+from exchange.simulator.faults import FaultInjector, read_faults
+from exchange.simulator.limits import WeightLimit
+from exchange.simulator.market import Market
+from exchange.simulator.recorded import RecordedTape, recorded_range, wanted_symbols
+from exchange.simulator.rest import not_found, rest_routes
+from exchange.simulator.streams import stream_routes
+from exchange.simulator.synthetic import DEFAULT_SYMBOLS, LISTED_MS, SyntheticTape
+from market.clock import LATEST_MS, SystemClock, iso
+from market.errors import BadInput, Terminal
+
+_GRACE_SECONDS = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimulatorConfig:
+    """What the simulated exchange is to be. Either `data` or `seed`; with neither, the seed is 1."""
+
+    #: Folder of recorded candles (see :mod:`exchange.simulator.recorded`).
+    data: Path | None = None
+    #: Seed of made-up markets (see :mod:`exchange.simulator.synthetic`).
+    seed: int | None = None
+    #: ccxt unified; None for all that are recorded, or three made-up ones.
+    symbols: tuple[str, ...] | None = None
+    #: Exchange time at the start, epoch milliseconds; None for the end of the recorded data, or the machine's time.
+    now_ms: int | None = None
+    #: Exchange seconds per real second.
+    speed: float = 1.0
+    host: str = "127.0.0.1"
+    #: 0 takes any free port.
+    port: int = 9900
+    #: File of fault rules (see :mod:`exchange.simulator.faults`).
+    faults: Path | None = None
+
+
+def open_exchange(config: SimulatorConfig) -> Exchange:
+    """The exchange of a configuration; recorded candles are read when a market is first asked for.
+
+    :raises BadInput: naming the option that is wrong.
+    """
+    if config.data is not None and config.seed is not None:
+        raise BadInput("--seed", config.seed, "either --data or --seed")
+    if config.symbols is not None and not config.symbols:
+        raise BadInput("--symbols", config.symbols, "one symbol at least, such as BTC/USDT")
+    return _recorded(config, config.data) if config.data is not None else _synthetic(config)
+
+
+def _recorded(config: SimulatorConfig, folder: Path) -> Exchange:
+    files = wanted_symbols(folder, config.symbols)
+    ranges = {name: recorded_range(paths) for name, paths in files.items()}
+    start, end = min(first for first, _ in ranges.values()), max(last for _, last in ranges.values())
+    now_ms = end if config.now_ms is None else config.now_ms
+    if not start <= now_ms <= end:
+        raise BadInput("--now", iso(now_ms), f"an instant within the recorded data: {iso(start)} to {iso(end)}")
+    listed = {
+        name: ListedMarket(open=partial(_recorded_market, name, paths), listed_ms=ranges[name][0])
+        for name, paths in files.items()
+    }
+    return Exchange(ExchangeClock(now_ms, config.speed), listed)
+
+
+def _recorded_market(exchange_symbol: str, files: list[Path]) -> Market:
+    return Market(RecordedTape(exchange_symbol, files))
+
+
+def _synthetic(config: SimulatorConfig) -> Exchange:
+    seed = 1 if config.seed is None else config.seed
+    markets = [Market(SyntheticTape(seed, symbol)) for symbol in config.symbols or DEFAULT_SYMBOLS]
+    if config.now_ms is not None and not LISTED_MS <= config.now_ms < LATEST_MS:
+        raise BadInput("--now", iso(config.now_ms), f"an instant from {iso(LISTED_MS)} on, when trading began")
+    listed = {
+        market.listing.exchange_symbol: ListedMarket(open=partial(_same, market), listed_ms=LISTED_MS)
+        for market in markets
+    }
+    return Exchange(ExchangeClock(config.now_ms, config.speed), listed)
+
+
+def _same(market: Market) -> Market:
+    return market
+
+
+async def serve_simulator(
+    config: SimulatorConfig, on_ready: Callable[[str], None], *, stop_on_signals: bool = True
+) -> None:
+    """Serve until cancelled, or told to stop by SIGINT or SIGTERM.
+
+    :param on_ready: called with ``http://127.0.0.1:PORT`` once it answers.
+    :param stop_on_signals: false where the caller handles signals itself.
+    :raises BadInput: naming the option that is wrong.
+    :raises Terminal: if the port cannot be had.
+    """
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    signals = (signal.SIGINT, signal.SIGTERM) if stop_on_signals else ()
+    async with running_simulator(config) as url:
+        for one in signals:
+            loop.add_signal_handler(one, stop.set)
+        try:
+            on_ready(url)
+            await stop.wait()
+        finally:
+            for one in signals:
+                loop.remove_signal_handler(one)
+
+
+@contextlib.asynccontextmanager
+async def running_simulator(config: SimulatorConfig) -> AsyncIterator[str]:
+    """The simulated exchange, serving while the block runs; gives its URL. Raises like :func:`serve_simulator`."""
+    exchange = open_exchange(config)
+    rules = read_faults(config.faults) if config.faults is not None else []
+    limit = WeightLimit(SystemClock())
+    app: Any = Starlette(
+        routes=[*rest_routes(exchange, limit), *stream_routes(exchange)],
+        exception_handlers={404: not_found},
+    )
+    listener = _listener(config.host, config.port)
+    server: _Server
+    if rules:
+        app = FaultInjector(app, rules, lambda scope: server.cut(scope))
+    server = _Server(_uvicorn_config(app))
+    serving = asyncio.create_task(server.serve(sockets=[listener]))
+    try:
+        await _first(server.ready.wait(), serving)
+        host, port = listener.getsockname()[:2]
+        yield f"http://{host}:{port}"
+    finally:
+        server.should_exit = True
+        server.cut_all()
+        await serving
+
+
+def _uvicorn_config(app: Any) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        http="httptools",
+        ws="websockets-sansio",
+        ws_ping_interval=180.0,
+        ws_ping_timeout=600.0,
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        timeout_graceful_shutdown=_GRACE_SECONDS,
+    )
+
+
+async def _first(ready: Any, serving: asyncio.Task[None]) -> None:
+    """Wait until the server answers; if it ends before, raise its error."""
+    waiting = asyncio.ensure_future(ready)
+    done, _ = await asyncio.wait({waiting, serving}, return_when=asyncio.FIRST_COMPLETED)
+    if serving in done:
+        waiting.cancel()
+        await serving
+
+
+def _listener(host: str, port: int) -> socket.socket:
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        listener.listen(1024)
+    except (OSError, OverflowError) as exc:
+        listener.close()
+        reason = exc.strerror if isinstance(exc, OSError) else str(exc)
+        raise Terminal(
+            f"cannot listen on {host}:{port}: {reason}. Choose another --port, or stop what uses this one"
+        ) from exc
+    listener.setblocking(False)
+    return listener
+
+
+class _Server(uvicorn.Server):
+    """A server that says when it is ready, leaves signals to its caller and can cut connections."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.ready = asyncio.Event()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.ready.set()
+
+    def cut(self, scope: MutableMapping[str, Any]) -> None:
+        """Close the connection that a request came on, after what was written to it."""
+        for connection in self.server_state.connections:
+            if getattr(connection, "client", None) == scope["client"]:
+                connection.transport.close()
+
+    def cut_all(self) -> None:
+        """Close every connection, so that no request that hangs and no stream holds up the end."""
+        for connection in list(self.server_state.connections):
+            connection.transport.close()
