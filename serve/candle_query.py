@@ -15,6 +15,7 @@ from serve.cursor import read_cursor
 from serve.formats import Format
 from serve.parameters import (
     AsOf,
+    BatchLimit,
     ColumnNames,
     Cursor,
     End,
@@ -111,7 +112,7 @@ async def batch_query(
     timeframe: TimeframeName,
     start: Start = None,
     end: End = None,
-    limit: Limit = None,
+    limit: BatchLimit = None,
     as_of: AsOf = None,
     include_forming: IncludeForming = None,
     columns: ColumnNames = None,

@@ -100,8 +100,8 @@ def _parameter(one: dict[str, Any]) -> str:
 
 
 def _example(parameter: dict[str, Any]) -> Any:
-    found = parameter["schema"].get("examples") or [parameter.get("example", "")]
-    return found[0]
+    example = parameter["schema"]["examples"][0]
+    return ",".join(example) if isinstance(example, list) else example
 
 
 def _page(title: str, body: str) -> HTMLResponse:

@@ -29,67 +29,72 @@ _LONGEST = 8_000
 _LISTS = frozenset({"symbols"})
 _INSTANT = "ISO 8601 with a zone, a UTC date, or epoch milliseconds"
 
-Exchange = Annotated[str, Query(description="ccxt exchange id.", examples=["binance"])]
-SomeExchange = Annotated[str | None, Query(description="Only this exchange.", examples=["binance"])]
-Symbol = Annotated[str, Query(description="ccxt unified symbol.", examples=["BTC/USDT"])]
-SomeSymbol = Annotated[str | None, Query(description="Only this symbol.", examples=["BTC/USDT"])]
+
+def _shown(example: object, **schema: object) -> WithJsonSchema:
+    """What the OpenAPI document says of a parameter that reaches us as text."""
+    return WithJsonSchema({"type": "string", **schema, "examples": [example]})
+
+
+_TIMEFRAMES = list(TIMEFRAMES)
+
+Exchange = Annotated[str, Query(description="ccxt exchange id."), _shown("binance")]
+SomeExchange = Annotated[str | None, Query(description="Only this exchange."), _shown("binance")]
+Symbol = Annotated[str, Query(description="ccxt unified symbol."), _shown("BTC/USDT")]
+SomeSymbol = Annotated[str | None, Query(description="Only this symbol."), _shown("BTC/USDT")]
+Symbols = Annotated[
+    list[str],
+    Query(description="Symbols as a comma list, or the parameter repeated; at most 100."),
+    _shown(["BTC/USDT"], type="array", items={"type": "string"}),
+]
 TimeframeName = Annotated[
-    str,
-    WithJsonSchema({"type": "string", "enum": list(TIMEFRAMES)}),
-    Query(description="Candle length; `m` is minutes, `M` months.", examples=["1m"]),
+    str, Query(description="Candle length; `m` is minutes, `M` months."), _shown("1m", enum=_TIMEFRAMES)
 ]
-SomeTimeframe = Annotated[
-    str | None,
-    WithJsonSchema({"type": "string", "enum": list(TIMEFRAMES)}),
-    Query(description="Only this timeframe.", examples=["1m"]),
-]
+SomeTimeframe = Annotated[str | None, Query(description="Only this timeframe."), _shown("1m", enum=_TIMEFRAMES)]
 Start = Annotated[
-    str | None, Query(description=f"First instant, inclusive: {_INSTANT}.", examples=["2023-03-24T12:00:00Z"])
+    str | None, Query(description=f"First instant, inclusive: {_INSTANT}."), _shown("2023-03-24T12:00:00Z")
 ]
 End = Annotated[
     str | None,
-    Query(
-        description=f"Last instant, exclusive: {_INSTANT}. Default: the last known instant.",
-        examples=["2023-03-24T15:00:00Z"],
-    ),
+    Query(description=f"Last instant, exclusive: {_INSTANT}. Default: the last known instant."),
+    _shown("2023-03-24T15:00:00Z"),
 ]
 AsOf = Annotated[
     str | None,
-    Query(description=f"Answer as the data was known at this instant: {_INSTANT}.", examples=["2023-06-01"]),
+    Query(description=f"Answer as the data was known at this instant: {_INSTANT}."),
+    _shown("2023-06-01"),
 ]
 Limit = Annotated[
     str | None,
-    WithJsonSchema({"type": "integer", "minimum": 1, "maximum": 1_000_000, "default": 1000}),
     Query(
         description="Most rows in one answer. With `start` the first ones, without it the newest. "
-        "JSON and CSV take up to 50,000, Arrow and Parquet up to 1,000,000.",
-        examples=[500],
+        "JSON and CSV take up to 50,000, Arrow and Parquet up to 1,000,000."
     ),
+    _shown(500, type="integer", minimum=1, maximum=1_000_000, default=1000),
+]
+BatchLimit = Annotated[
+    str | None,
+    Query(description="Most rows per symbol. With `start` the first ones, without it the newest."),
+    _shown(500, type="integer", minimum=1, maximum=5_000, default=1000),
 ]
 Cursor = Annotated[
     str | None,
-    Query(
-        description="`next_cursor` of the answer before, in place of `start`; the rest stays the same.",
-        examples=["WzEsMTY3OTY2MjgwMDAwMCwxNjc5NjcwMDAwMDAwLCI3YzFhIl0"],
-    ),
+    Query(description="`next_cursor` of the answer before, in place of `start`; the rest stays the same."),
+    _shown("WzEsMTY3OTY2MjgwMDAwMCwxNjc5NjcwMDAwMDAwLCI3YzFhIl0"),
 ]
 IncludeForming = Annotated[
     str | None,
-    WithJsonSchema({"type": "boolean", "default": False}),
-    Query(description="Also give the candle that has not closed; adds a column `closed`.", examples=[False]),
+    Query(description="Also give the candle that has not closed; adds a column `closed`."),
+    _shown(False, type="boolean", default=False),
 ]
 ColumnNames = Annotated[
     str | None,
-    Query(description="Comma list of columns; `open_time` always comes first. Default: all.", examples=["close"]),
+    Query(description="Comma list of columns; `open_time` always comes first. Default: all."),
+    _shown("close,volume"),
 ]
 FormatName = Annotated[
     str | None,
-    WithJsonSchema({"type": "string", "enum": ["json", "csv", "arrow", "parquet"], "default": "json"}),
-    Query(description="Form of the answer.", examples=["json"]),
-]
-Symbols = Annotated[
-    list[str],
-    Query(description="Symbols as a comma list, or the parameter repeated; at most 100.", examples=["BTC/USDT"]),
+    Query(description="Form of the answer."),
+    _shown("json", enum=["json", "csv", "arrow", "parquet"], default="json"),
 ]
 
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import uvicorn
 from fastapi import FastAPI
 
-from market.errors import Terminal
+from market.errors import BadInput, Terminal
 
 #: Seconds that requests in flight get to end after a stop was asked for.
 _GRACE = 5
@@ -41,7 +41,8 @@ async def serve_app(app: FastAPI, host: str, port: int, on_ready: Callable[[str]
 
     :param port: 0 takes a free one.
     :param on_ready: gets the address, with the real port, once requests are answered.
-    :raises Terminal: the address cannot be used.
+    :raises BadInput: not a port.
+    :raises Terminal: the address cannot be used (in use, not ours, not allowed).
     """
     with _listening(host, port) as listening:
         real = listening.getsockname()[1]
@@ -68,9 +69,11 @@ async def serve_app(app: FastAPI, host: str, port: int, on_ready: Callable[[str]
 
 
 def _listening(host: str, port: int) -> socket.socket:
+    if not 0 <= port <= 65_535:
+        raise BadInput("port", port, "a port from 1 to 65535, or 0 for a free one")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         return socket.create_server((host, port), family=family, backlog=2048)
-    except (OSError, OverflowError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    except OSError as error:
+        reason = error.strerror or str(error)
         raise Terminal(f"cannot listen on {host}:{port}: {reason}; choose another host or port") from error

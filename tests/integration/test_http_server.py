@@ -13,7 +13,7 @@ import pytest
 from fastapi import FastAPI
 from http_service import END, QUERY, service
 
-from market.errors import StoreUnusable, Terminal
+from market.errors import BadInput, StoreUnusable, Terminal
 from serve.app import create_app
 from serve.server import serve_app
 from store.market_data import MarketData
@@ -35,8 +35,10 @@ async def test_it_answers_on_a_free_port_and_stops_when_cancelled(tmp_path: Path
 
         @asynccontextmanager
         async def open_market_data() -> AsyncIterator[MarketData]:
-            yield one.app.state.market_data
-            closed.append(True)
+            try:
+                yield one.app.state.market_data
+            finally:
+                closed.append(True)
 
         task, url = await started(create_app(open_market_data, clock=clock))
         async with httpx.AsyncClient(base_url=url) as http:
@@ -65,7 +67,7 @@ async def test_a_port_in_use_is_one_clear_line() -> None:
 
 
 async def test_a_port_out_of_range_is_refused() -> None:
-    with pytest.raises(Terminal, match="99999"):
+    with pytest.raises(BadInput, match="99999"):
         await serve_app(FastAPI(), "127.0.0.1", 99_999, lambda _: None)
 
 
