@@ -51,6 +51,11 @@ def connect(path: Path, *, read_only: bool) -> sqlite3.Connection:
         return connection
 
 
+def sqlite_version() -> str:
+    """The version of the SQLite library in use."""
+    return sqlite3.sqlite_version
+
+
 @contextlib.contextmanager
 def translated(path: Path) -> Iterator[None]:
     """SQLite's errors in the words of :mod:`market.errors`, naming the file."""

@@ -89,6 +89,16 @@ class SqliteStore:
         finally:
             await database.close()
 
+    @staticmethod
+    async def upgraded(path: Path) -> list[int]:
+        """Make the file or bring its schema up to date; the versions that this call applied."""
+        await asyncio.to_thread(check_home, path, False)
+        database = Database(path, read_only=False)
+        try:
+            return await database.write(lambda connection: schema.upgrade(connection, path))
+        finally:
+            await database.close()
+
     @property
     def path(self) -> Path:
         """The database file."""

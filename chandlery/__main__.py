@@ -1,0 +1,5 @@
+"""``python -m chandlery``."""
+
+from chandlery.main import run
+
+run()

@@ -1,0 +1,199 @@
+"""``series``, ``coverage`` and ``gaps``: what is stored, and what is not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import typer
+
+from chandlery.options import AsJson, Exchange, Home, Since, Symbol, Timeframe, Until, instant, load, run
+from chandlery.output import console, print_json, print_table
+from chandlery.wiring import opened_market_data
+from market.clock import iso
+from market.errors import BadInput
+from market.instrument import Series
+from market.interval import Interval
+from store.answer import SeriesInfo
+from store.market_data import MarketData
+
+
+def list_series(home: Home = None, as_json: AsJson = False) -> None:
+    """List the stored series with rows, range, revision and what is missing."""
+    settings = load(home)
+
+    async def work() -> list[SeriesInfo]:
+        async with opened_market_data(settings) as market_data:
+            return await market_data.series()
+
+    found = run(work())
+    if as_json:
+        print_json({"series": [_record(one) for one in found]})
+        return
+    print_table(
+        ["exchange", "symbol", "timeframe", "rows", "first", "last", "missing", "empty", "corrections", "refused"],
+        [
+            [
+                one.series.exchange,
+                one.series.symbol,
+                one.series.timeframe.name,
+                one.rows,
+                _instant(one.first_open),
+                _instant(one.last_open),
+                one.missing,
+                one.verified_empty,
+                one.corrections,
+                one.quarantined,
+            ]
+            for one in found
+        ],
+    )
+
+
+def show_coverage(
+    exchange: Exchange,
+    symbol: Symbol,
+    timeframe: Timeframe = "1m",
+    since: Since = None,
+    until: Until = None,
+    home: Home = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show what is known of a series over time: present, verified empty, outages, unknown."""
+    settings = load(home)
+    series = Series.parse(exchange, symbol, timeframe)
+
+    async def work() -> dict[str, Any]:
+        async with opened_market_data(settings) as market_data:
+            interval, ledger = await market_data.coverage(series, await _asked(market_data, series, since, until))
+            _, missing = await market_data.gaps(series, interval)
+        entries = [
+            {
+                "start": iso(one.interval.start),
+                "end": iso(one.interval.end),
+                "state": one.state.value,
+                "candles": series.timeframe.count(one.interval.start, one.interval.end),
+                "source": one.source,
+                "evidence": one.evidence,
+                "learned_at": iso(one.learned_at),
+                "expires_at": None if one.expires_at is None else iso(one.expires_at),
+            }
+            for one in ledger
+        ]
+        entries += [
+            {
+                "start": iso(one.start),
+                "end": iso(one.end),
+                "state": "unknown",
+                "candles": series.timeframe.count(one.start, one.end),
+                "source": None,
+                "evidence": None,
+                "learned_at": None,
+                "expires_at": None,
+            }
+            for one in missing
+        ]
+        return {
+            "exchange": exchange,
+            "symbol": symbol,
+            "timeframe": timeframe,
+            "start": iso(interval.start),
+            "end": iso(interval.end),
+            "complete": not missing,
+            "coverage": sorted(entries, key=lambda one: str(one["start"])),
+        }
+
+    report = run(work())
+    if as_json:
+        print_json(report)
+        return
+    console.print(f"{series} from {report['start']} to {report['end']}", highlight=False)
+    print_table(
+        ["start", "end", "state", "candles", "source", "evidence"],
+        [
+            [one[key] for key in ("start", "end", "state", "candles", "source", "evidence")]
+            for one in report["coverage"]
+        ],
+    )
+
+
+def show_gaps(
+    exchange: Exchange,
+    symbol: Symbol,
+    timeframe: Timeframe = "1m",
+    since: Since = None,
+    until: Until = None,
+    home: Home = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the gaps of a series: what a backfill would fetch. Exit code 1 if there are any."""
+    settings = load(home)
+    series = Series.parse(exchange, symbol, timeframe)
+
+    async def work() -> dict[str, Any]:
+        async with opened_market_data(settings) as market_data:
+            interval, missing = await market_data.gaps(series, await _asked(market_data, series, since, until))
+        return {
+            "exchange": exchange,
+            "symbol": symbol,
+            "timeframe": timeframe,
+            "start": iso(interval.start),
+            "end": iso(interval.end),
+            "missing": sum(series.timeframe.count(one.start, one.end) for one in missing),
+            "gaps": [
+                {
+                    "start": iso(one.start),
+                    "end": iso(one.end),
+                    "candles": series.timeframe.count(one.start, one.end),
+                }
+                for one in missing
+            ],
+        }
+
+    report = run(work())
+    if as_json:
+        print_json(report)
+    elif not report["gaps"]:
+        console.print(f"{series} has no gap from {report['start']} to {report['end']}", highlight=False)
+    else:
+        print_table(
+            ["start", "end", "candles"], [[one["start"], one["end"], one["candles"]] for one in report["gaps"]]
+        )
+    if report["gaps"]:
+        raise typer.Exit(1)
+
+
+async def _asked(market_data: MarketData, series: Series, since: str | None, until: str | None) -> Interval | None:
+    """The interval that was asked for; open ends are where the series' knowledge ends."""
+    start, end = instant(since, "--since"), instant(until, "--until")
+    if start is None and end is None:
+        return None
+    whole, _ = await market_data.coverage(series)
+    start = whole.start if start is None else start
+    end = max(whole.end, start + 1) if end is None else end
+    if start >= end:
+        raise BadInput(
+            "--until", until or iso(end), f"an instant after --since ({iso(start)}); ranges are [since, until)"
+        )
+    return Interval(start, end)
+
+
+def _instant(ms: int | None) -> str | None:
+    return None if ms is None else iso(ms)
+
+
+def _record(info: SeriesInfo) -> dict[str, Any]:
+    return {
+        "exchange": info.series.exchange,
+        "symbol": info.series.symbol,
+        "timeframe": info.series.timeframe.name,
+        "rows": info.rows,
+        "first_open": _instant(info.first_open),
+        "last_open": _instant(info.last_open),
+        "last_write": _instant(info.last_write),
+        "revision": info.revision,
+        "sources": list(info.sources),
+        "corrections": info.corrections,
+        "quarantined": info.quarantined,
+        "missing": info.missing,
+        "verified_empty": info.verified_empty,
+    }

@@ -1,0 +1,110 @@
+"""The options that commands share, and how a command runs its coroutine."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import structlog
+import typer
+
+from chandlery import settings
+from market.clock import to_ms
+from market.errors import BadInput
+from market.instrument import check_symbol
+from market.interval import Interval
+
+_T = TypeVar("_T")
+
+Home = Annotated[
+    Path | None,
+    typer.Option("--home", help="Folder with all files (CHANDLERY_HOME; ./data).", show_default=False),
+]
+Exchange = Annotated[str, typer.Option("--exchange", help="ccxt exchange id, such as binance.")]
+Symbol = Annotated[str, typer.Option("--symbol", help="ccxt unified symbol, such as BTC/USDT.")]
+Symbols = Annotated[str, typer.Option("--symbols", help="Comma-separated: BTC/USDT,ETH/USDT.")]
+Timeframe = Annotated[str, typer.Option("--timeframe", help="1m 3m 5m 15m 30m 1h 2h 4h 6h 8h 12h 1d 3d 1w 1M.")]
+Since = Annotated[
+    str | None, typer.Option("--since", help="First open time: 2023-01-01 (UTC) or 2023-01-01T00:00:00Z.")
+]
+Until = Annotated[str | None, typer.Option("--until", help="End, exclusive; the same forms.")]
+AsOf = Annotated[str | None, typer.Option("--as-of", help="The candles as they were known at that instant.")]
+ExchangeUrl = Annotated[
+    str | None,
+    typer.Option("--exchange-url", help="Another address for the exchange, such as http://127.0.0.1:9900."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+
+#: The exchange id under which data of the simulated exchange is stored: never a real exchange's.
+SIMULATED = "simulated"
+
+
+def load(home: Path | None, **given: Any) -> settings.Settings:
+    """The settings of this run, and logging as they say."""
+    loaded = settings.load(home=home, **given)
+    level = getattr(logging, loaded.log_level.upper())
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.LogfmtRenderer(key_order=["timestamp", "level", "event"]),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=structlog.PrintLoggerFactory(_stderr()),
+    )
+    return loaded
+
+
+def _stderr() -> Any:
+    return typer.get_text_stream("stderr")
+
+
+def symbols_of(text: str) -> list[str]:
+    """The symbols of a comma-separated list, each checked.
+
+    :raises BadInput: naming ``--symbols``.
+    """
+    found = [check_symbol(part.strip(), "--symbols") for part in text.split(",") if part.strip()]
+    if not found:
+        raise BadInput("--symbols", text, "at least one symbol, such as BTC/USDT")
+    return list(dict.fromkeys(found))
+
+
+def interval_of(since: str | None, until: str | None, now_ms: int) -> Interval:
+    """``[since, until)``; `until` is now where it is not given.
+
+    :raises BadInput: naming ``--since`` or ``--until``: naive, reversed, or a start in the future.
+    """
+    if since is None:
+        raise BadInput("--since", "", "the first open time, such as 2023-01-01")
+    start = to_ms(since, "--since")
+    end = now_ms if until is None else to_ms(until, "--until")
+    if until is None and start >= now_ms:
+        raise BadInput("--since", since, "an instant in the past")
+    if start >= end:
+        raise BadInput("--until", until, f"an instant after --since ({since}); ranges are [since, until)")
+    return Interval(start, end)
+
+
+def instant(text: str | None, field: str) -> int | None:
+    """Epoch milliseconds of an optional instant."""
+    return None if text is None else to_ms(text, field)
+
+
+def run(work: Coroutine[Any, Any, _T]) -> _T:
+    """Run a coroutine to its end. SIGTERM ends it as Ctrl-C does: what is under way is committed or dropped."""
+
+    async def guarded() -> _T:
+        task = asyncio.current_task()
+        assert task is not None
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+        return await work
+
+    try:
+        return asyncio.run(guarded())
+    except asyncio.CancelledError:
+        raise KeyboardInterrupt from None

@@ -1,0 +1,110 @@
+"""Settings from ``chandlery.toml``, ``CHANDLERY_*`` variables and the command line, in rising order of weight."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any, ClassVar
+from urllib.parse import unquote, urlsplit
+
+from pydantic import Field, ValidationError, field_validator
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+from market.errors import BadInput
+from store.sqlite.store import DATABASE_NAME
+
+FILE = "chandlery.toml"
+
+
+class Settings(BaseSettings):
+    """Everything that can be set. Each key is ``key`` in ``chandlery.toml`` and ``CHANDLERY_KEY`` outside."""
+
+    model_config: ClassVar[SettingsConfigDict] = SettingsConfigDict(
+        env_prefix="CHANDLERY_", toml_file=FILE, extra="forbid", frozen=True, validate_default=True
+    )
+
+    home: Path = Field(Path("data"), description="Folder that holds every file the program writes.")
+    database_url: str | None = Field(
+        None, description="`sqlite:///path` of the database; by default market_data.sqlite3 in the home."
+    )
+    archive_url: str | None = Field(
+        None, description="`file:///path` of the Parquet archive; by default the folder archive in the home."
+    )
+    host: str = Field("127.0.0.1", description="Address the HTTP service listens on.")
+    port: int = Field(8000, ge=0, le=65_535, description="Port of the HTTP service; 0 takes a free one.")
+    settle_ms: int = Field(
+        2000, ge=0, le=600_000, description="Milliseconds after a candle's end before it counts as closed."
+    )
+    concurrency: int = Field(4, ge=1, le=64, description="Series that a backfill fetches at once.")
+    log_level: str = Field("warning", description="`debug`, `info`, `warning` or `error`; logs go to stderr.")
+
+    @field_validator("database_url")
+    @classmethod
+    def _database(cls, value: str | None) -> str | None:
+        if value is not None and not (value.startswith("sqlite:///") and len(value) > len("sqlite:///")):
+            raise ValueError("a URL such as sqlite:///data/market_data.sqlite3 (PostgreSQL is not built yet)")
+        return value
+
+    @field_validator("archive_url")
+    @classmethod
+    def _archive(cls, value: str | None) -> str | None:
+        if value is not None and not (value.startswith("file://") and urlsplit(value).path):
+            raise ValueError("a URL such as file:///srv/archive (buckets are not built yet)")
+        return value
+
+    @field_validator("log_level")
+    @classmethod
+    def _level(cls, value: str) -> str:
+        if value not in ("debug", "info", "warning", "error"):
+            raise ValueError("one of debug, info, warning, error")
+        return value
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Command line over environment over file."""
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
+
+    @property
+    def database_path(self) -> Path:
+        """The SQLite file."""
+        if self.database_url is None:
+            return self.home / DATABASE_NAME
+        # As SQLAlchemy reads it: three slashes and a relative path, four and an absolute one.
+        return Path(unquote(self.database_url.removeprefix("sqlite:///")))
+
+    @property
+    def archive_path(self) -> Path:
+        """The archive's folder."""
+        return self.home / "archive" if self.archive_url is None else Path(unquote(urlsplit(self.archive_url).path))
+
+
+def load(**given: Any) -> Settings:
+    """The settings, with what the command line gave.
+
+    :raises BadInput: naming the key, its value and what would be accepted.
+    """
+    try:
+        return Settings(**{key: value for key, value in given.items() if value is not None})
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"]) or "settings"
+        if first["type"] == "extra_forbidden":
+            raise BadInput(
+                f"{FILE}: {key}", first["input"], "one of " + ", ".join(Settings.model_fields)
+            ) from error
+        accepted = first["msg"].removeprefix("Value error, ")
+        raise BadInput(f"{key} (CHANDLERY_{key.upper()})", first["input"], accepted) from error
+    except tomllib.TOMLDecodeError as error:
+        raise BadInput(FILE, str(Path(FILE).absolute()), f"valid TOML ({error})") from error

@@ -1,0 +1,132 @@
+"""Proving a series: rows obey the rules, the ledger says what is there, digests agree, nothing is missing."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from market.candle import COLUMNS, check, open_times_ms
+from market.clock import LATEST_MS, Clock, iso
+from market.coverage import CoverageState
+from market.fingerprint import Digest, digest
+from market.instrument import Series
+from market.interval import Interval, IntervalSet
+from market.rollup import roll_up
+from market.timeframe import DEFAULT_ORIGIN_MS, ONE_MINUTE, TIMEFRAMES
+from store.sqlite.store import SqliteStore
+
+_MONTH = TIMEFRAMES["1M"]
+_EXAMPLES = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One thing that is wrong, or missing."""
+
+    series: Series
+    #: ``gap``, ``rule``, ``ledger``, ``digest`` or ``derived``.
+    kind: str
+    #: Where, epoch milliseconds, half-open.
+    start: int
+    end: int
+    #: In words.
+    detail: str
+
+
+async def check_series(store: SqliteStore, series: Series, clock: Clock) -> list[Finding]:
+    """Read a series from end to end, a month at a time, and compare it with all that is known of it."""
+    findings: list[Finding] = []
+    ledger = await store.coverage(series)
+    now = clock.now_ms()
+    known = IntervalSet(one.interval for one in ledger if one.expires_at is None or one.expires_at > now)
+    present = IntervalSet(one.interval for one in ledger if one.state is CoverageState.PRESENT)
+    if ledger:
+        whole = IntervalSet.of((ledger[0].interval.start, ledger[-1].interval.end))
+        for gap in whole - known:
+            count = series.timeframe.count(gap.start, gap.end)
+            findings.append(
+                _finding(series, "gap", gap, f"{count} candles are neither stored nor known to be empty")
+            )
+    facts = await store.facts(series)
+    origin = DEFAULT_ORIGIN_MS if facts is None else facts.origin_ms
+    stored = IntervalSet()
+    total = Digest()
+    async for table in _months(store, series):
+        total += digest(table)
+        stored |= IntervalSet.of_candles(open_times_ms(table), series.timeframe)
+        _, refusals = check(table, series.timeframe, LATEST_MS, origin)
+        for refusal in refusals[:_EXAMPLES]:
+            opened = refusal.open_time or 0
+            row = Interval(opened, series.timeframe.next(opened))
+            findings.append(_finding(series, "rule", row, refusal.reason))
+    for extra in stored - present:
+        findings.append(_finding(series, "ledger", extra, "candles are stored that the ledger does not know"))
+    for lacking in present - stored:
+        findings.append(_finding(series, "ledger", lacking, "the ledger says present, but no candle is stored"))
+    expected = sum((one.digest for one in await store.chunks(series)), Digest())
+    if expected != total:
+        findings.append(
+            _finding(
+                series,
+                "digest",
+                stored.hull or Interval(0, 1),
+                f"the rows ({total.rows:,}, {total.hex[:12]}) differ from the digests kept when they were written "
+                f"({expected.rows:,}, {expected.hex[:12]}): something else changed the table",
+            )
+        )
+    if series.timeframe.derives_from(ONE_MINUTE):
+        findings += [one async for one in _against_minutes(store, series)]
+    return findings
+
+
+async def _months(store: SqliteStore, series: Series) -> AsyncIterator[pa.Table]:
+    facts = await store.facts(series)
+    if facts is None or facts.known is None:
+        return
+    # Beyond what the ledger knows on either side, in case a row is there that it does not know.
+    start = _MONTH.next(_MONTH.floor(facts.known.start), -1)
+    while start < _MONTH.next(_MONTH.ceil(facts.known.end)):
+        end = _MONTH.next(start)
+        table = await store.read(series, start, end)
+        if table.num_rows:
+            yield table
+        start = end
+
+
+async def _against_minutes(store: SqliteStore, series: Series) -> AsyncIterator[Finding]:
+    """The stored candles of a larger timeframe against the ones its minutes make, where all minutes are known."""
+    minutes = series.at(ONE_MINUTE)
+    known = IntervalSet(one.interval for one in await store.coverage(minutes))
+    if not known:
+        return
+    facts = await store.facts(series)
+    origin = DEFAULT_ORIGIN_MS if facts is None else facts.origin_ms
+    async for native in _months(store, series):
+        times = open_times_ms(native)
+        end = series.timeframe.next(int(times[-1]))
+        derived = roll_up(await store.read(minutes, int(times[0]), end), series.timeframe, origin).table
+        for opened, detail in _differences(native, derived):
+            window = Interval(opened, series.timeframe.next(opened))
+            if not IntervalSet([window]) - known:
+                yield _finding(series, "derived", window, detail)
+
+
+def _differences(native: pa.Table, derived: pa.Table) -> Iterator[tuple[int, str]]:
+    times = open_times_ms(native)
+    at = np.searchsorted(open_times_ms(derived), times)
+    for row, (opened, place) in enumerate(zip(times, at, strict=True)):
+        if place == derived.num_rows or open_times_ms(derived)[place] != opened:
+            yield int(opened), f"the exchange has a {iso(int(opened))} candle, its minutes make none"
+            continue
+        ours, theirs = native.slice(row, 1).to_pylist()[0], derived.slice(int(place), 1).to_pylist()[0]
+        for name in COLUMNS[1:-1]:
+            if None not in (ours[name], theirs[name]) and ours[name] != theirs[name]:
+                yield int(opened), f"{name} is {ours[name]}, the minutes make {theirs[name]}"
+                break
+
+
+def _finding(series: Series, kind: str, interval: Interval, detail: str) -> Finding:
+    return Finding(series=series, kind=kind, start=interval.start, end=interval.end, detail=detail)
