@@ -24,6 +24,12 @@ _EPOCH = r"^\d{1,18}$"
 _INSTANT_RULE = "an instant from 2000 to 2099: epoch milliseconds, or ISO 8601 with a zone"
 
 
+def cell(column: pa.Array | pa.ChunkedArray, row: int) -> object:
+    """One cell for a message; instants as the integer in the file, because Python knows no year 10000."""
+    scalar = column[row]
+    return scalar.value if pa.types.is_temporal(column.type) else scalar.as_py()
+
+
 @dataclass
 class Faults:
     """The first fault of each row of a batch."""
@@ -39,7 +45,7 @@ class Faults:
     def add(self, bad: Bools, column: pa.Array, name: str, rule: str) -> None:
         """Every row in `bad` that has no fault yet breaks `rule` in `column`."""
         for row in np.flatnonzero(bad & ~self.rows):
-            value = column[int(row)].as_py()
+            value = cell(column, int(row))
             shown = "empty" if value is None or value == "" else repr(value)
             self.reasons[int(row)] = f"{name} is {shown}: {rule}"
         self.rows |= bad
@@ -152,12 +158,12 @@ def _worded(text: pa.Array, worded: Bools) -> pa.Array:
     try:
         return wanted.cast(INSTANT).cast(pa.int64())
     except pa.ArrowInvalid:  # one odd cell fails the whole column: ask one by one
-        return pa.array([_one(cell) for cell in wanted.to_pylist()], pa.int64())
+        return pa.array([_one(one) for one in wanted.to_pylist()], pa.int64())
 
 
-def _one(cell: str | None) -> int | None:
+def _one(text: str | None) -> int | None:
     try:
-        return None if cell is None else to_ms(cell)
+        return None if text is None else to_ms(text)
     except BadInput:
         return None
 

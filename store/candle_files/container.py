@@ -30,7 +30,8 @@ _TEXT_ROWS = 40_000
 _JSON_CHUNK = 1 << 20
 
 #: What the readers of the containers raise at bytes they cannot make sense of.
-_DAMAGE = (pa.ArrowException, zipfile.BadZipFile, zlib.error, EOFError, UnicodeDecodeError)
+#: A damaged length asks for more memory than there is.
+_DAMAGE = (pa.ArrowException, MemoryError, zipfile.BadZipFile, zlib.error, EOFError, UnicodeDecodeError)
 
 READABLE = "a CSV (also zipped), JSON, Parquet, Feather or Arrow file of candles"
 
@@ -110,7 +111,8 @@ def _container(file: IO[bytes], path: Path, open_files: ExitStack) -> Container:
 
 
 def _parquet(file: IO[bytes]) -> Container:
-    reader = pq.ParquetFile(file)
+    # Without buffering ahead, a column chunk is read as it is needed, not a whole row group in one go.
+    reader = pq.ParquetFile(file, pre_buffer=False, buffer_size=1 << 20)
     names = tuple(reader.schema_arrow.names)
     tables = (pa.Table.from_batches([batch]) for batch in reader.iter_batches(batch_size=BATCH_ROWS))
     return Container(kind="Parquet", names=names, width=len(names), batches=_numbered(tables))

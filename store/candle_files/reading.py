@@ -11,10 +11,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from market.candle import CANDLE_SCHEMA, INSTANT, Bools, Refusal, by_open_time
+from market.candle import CANDLE_SCHEMA, INSTANT, Bools, Refusal
 from market.errors import BadInput
 from market.timeframe import TIMEFRAMES, Int64s, Timeframe
-from store.candle_files.cells import Faults, instants, numbers
+from store.candle_files.cells import Faults, cell, instants, numbers
 from store.candle_files.container import Container, RowBatch, opened
 from store.candle_files.layout import CandleFileFormat, Layout, layout_of
 
@@ -29,6 +29,8 @@ class FileBatch:
     #: Candle schema, sorted by open time. Each row can be read; whether it may be stored, `market.candle.check`
     #: says. Rows of one open time stay in the file's order.
     table: pa.Table
+    #: The file's data row, counted from 0, of each row of `table`.
+    rows: Int64s
     #: Rows that cannot be read. `row` counts the file's data rows from 0; `raw` is the row as it stands there.
     refusals: tuple[Refusal, ...]
 
@@ -111,11 +113,12 @@ def _convert(batch: RowBatch, layout: Layout, timeframe: Timeframe) -> FileBatch
         column = raw.column(layout.close_time).combine_chunks()
         closes = instants(column, "close_time", faults, required=False, microseconds=binance)
         columns["early_close_time"] = _early(columns["open_time"], closes, column, timeframe, faults)
-    good = pa.array(np.flatnonzero(~faults.rows))
-    arrays = [columns[field.name].take(good).cast(field.type) for field in CANDLE_SCHEMA]
+    good = np.flatnonzero(~faults.rows)
+    good = good[np.argsort(columns["open_time"].take(pa.array(good)).to_numpy(), kind="stable")]
+    arrays = [columns[field.name].take(pa.array(good)).cast(field.type) for field in CANDLE_SCHEMA]
     table = pa.Table.from_arrays(arrays, schema=CANDLE_SCHEMA)
     refusals = (*batch.broken, *_refusals(batch, faults, columns["open_time"]))
-    return FileBatch(table=by_open_time(table), refusals=tuple(sorted(refusals, key=lambda one: one.row)))
+    return FileBatch(table=table, rows=batch.rows[good], refusals=tuple(sorted(refusals, key=lambda one: one.row)))
 
 
 def _early(opens: pa.Array, closes: pa.Array, column: pa.Array, timeframe: Timeframe, faults: Faults) -> pa.Array:
@@ -133,11 +136,11 @@ def _early(opens: pa.Array, closes: pa.Array, column: pa.Array, timeframe: Timef
 
 def _refusals(batch: RowBatch, faults: Faults, opens: pa.Array) -> Iterator[Refusal]:
     for row, reason in faults.reasons.items():
-        cells = {name: column[row].as_py() for name, column in _cells(batch.table)}
+        cells = {name: cell(column, row) for name, column in _cells(batch.table)}
         if batch.lines is None:
             place, raw = f"row {batch.rows[row]}", repr(cells)
         else:
-            place, raw = f"line {batch.lines[row]}", ",".join(cells.values())
+            place, raw = f"line {batch.lines[row]}", ",".join(map(str, cells.values()))
         yield Refusal(
             row=int(batch.rows[row]), open_time=opens[row].as_py(), reason=f"{place}: {reason}", raw=raw[:1000]
         )

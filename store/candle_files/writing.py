@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -13,7 +11,8 @@ import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
 from market.candle import CANDLE_SCHEMA
-from market.errors import BadInput, StoreUnusable
+from market.errors import BadInput
+from store.files import replacing
 
 #: File suffix -> format.
 SUFFIXES = {".csv": "csv", ".parquet": "parquet", ".arrow": "arrow", ".feather": "arrow", ".arrows": "arrow stream"}
@@ -44,7 +43,7 @@ def write_candle_file(
     :param overwrite: replace a file that is there.
     :return: rows written.
     :raises BadInput: naming ``file``: unknown suffix, exists already, or a folder that is not there.
-    :raises StoreUnusable: the disk is full or fails.
+    :raises StoreUnusable: the disk is full or fails, or the folder cannot be written.
     """
     chosen = format_ if format_ is not None else format_of(path)
     if chosen not in SUFFIXES.values():
@@ -52,38 +51,16 @@ def write_candle_file(
     if path.is_dir() or not path.parent.is_dir():
         raise BadInput("file", str(path), "the name of a file in a folder that exists")
     _refuse_existing(path, overwrite)
-    # In the same folder, so that the rename stays on one disk.
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
+    with replacing(path) as partial:
         with partial.open("wb") as file:
             rows = _write(file, tables, chosen)
-            file.flush()
-            os.fsync(file.fileno())
         _refuse_existing(path, overwrite)
-        partial.replace(path)
-        _sync_folder(path.parent)
-    except PermissionError as error:
-        raise BadInput("file", str(path), "a place where files may be written") from error
-    except OSError as error:
-        raise StoreUnusable(f"cannot write {path}: {error.strerror or error}") from error
-    finally:
-        with suppress(OSError):
-            partial.unlink()
     return rows
 
 
 def _refuse_existing(path: Path, overwrite: bool) -> None:
     if not overwrite and path.exists():
         raise BadInput("file", str(path), "a file that is not there yet, or leave to overwrite it")
-
-
-def _sync_folder(folder: Path) -> None:
-    # The rename itself must survive a power cut.
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _write(file: IO[bytes], tables: Iterable[pa.Table], format_: str) -> int:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -277,6 +279,8 @@ def test_shuffled_rows_are_sorted_and_misaligned_ones_left_to_the_rules(tmp_path
     table, refusals = read(written(tmp_path / "a.csv", "\n".join([*rows, odd])))
     assert not refusals
     assert open_times_ms(table).tolist() == sorted(open_times_ms(table).tolist())
+    (batch,) = read_candle_file(tmp_path / "a.csv", MINUTE)
+    assert batch.rows.tolist() == [1, 3, 4, 0, 2, 6, 5]
     good, broken = check(table, MINUTE, START + 10**9)
     assert good.sum() == 6
     assert "not the start of a 1m bucket" in broken[0].reason
@@ -447,3 +451,59 @@ def test_recorded_files_are_read_exactly(recorded: Path, recorded_candles) -> No
             refused += len(batch.refusals)
         assert refused == 0
         assert total == digest(recorded_candles(name, timeframe))
+
+
+def test_what_a_killed_export_left_is_not_in_the_way(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    replaced = tmp_path / "a.csv.unfinished"
+    replaced.write_text("half a row")
+    write_candle_file(path, [some_candles(3)])
+    assert read(path)[0].equals(some_candles(3))
+    assert not replaced.exists()
+
+
+def test_a_failing_disk_keeps_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    write_candle_file(path, [some_candles(3)])
+    before = path.read_bytes()
+
+    def full() -> Iterator[pa.Table]:
+        yield some_candles(3)
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(StoreUnusable, match="No space left on device"):
+        write_candle_file(path, full(), overwrite=True)
+    assert path.read_bytes() == before
+    assert [one.name for one in tmp_path.iterdir()] == ["a.parquet"]
+
+
+@pytest.mark.parametrize("suffix", [*sorted(SUFFIXES), ".json"])
+@given(
+    st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 255)), min_size=1, max_size=6), st.integers(0, 10**6)
+)
+def test_damaged_files_are_read_or_refused_and_nothing_else(
+    tmp_path_factory: pytest.TempPathFactory, suffix: str, changes: list[tuple[int, int]], cut: int
+) -> None:
+    path = tmp_path_factory.mktemp("damaged") / f"a{suffix}"
+    if suffix == ".json":
+        path.write_text(json.dumps([[START + i * 60_000, 1.5, 2.5, 0.5, 1.25, 10] for i in range(20)]))
+    else:
+        write_candle_file(path, [some_candles(20)])
+    content = bytearray(path.read_bytes())
+    for at, byte in changes:
+        content[at % len(content)] = byte
+    path.write_bytes(content[: cut % len(content)] if cut % 3 == 0 else content)
+    # Any other exception fails the test.
+    with contextlib.suppress(BadInput):
+        for batch in read_candle_file(path, MINUTE):
+            assert batch.table.schema == CANDLE_SCHEMA
+            assert len(batch.rows) == batch.table.num_rows
+
+
+def test_an_instant_beyond_the_calendar_is_a_bad_row(tmp_path: Path) -> None:
+    times = pa.array([START, START + 60_000, 2**62], pa.timestamp("ms", "UTC"))
+    columns = {"date": times, **{name: [1.5] * 3 for name in ("open", "high", "low", "close", "volume")}}
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+    table, refusals = read(tmp_path / "a.parquet")
+    assert table.num_rows == 2
+    assert refusals[0].reason.startswith(f"row 2: date is {2**62}: not an instant")
