@@ -2,18 +2,52 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from typing import Any
 
 from exchange.ccxt_client import CcxtHistory
 from exchange.history import open_history
+from exchange.simulator.server import SimulatorConfig, serve_simulator
+
+#: The exchange id under which data of the simulated exchange is kept: made-up candles never stand under a real
+#: exchange's name.
+SIMULATED = "simulated"
+#: Whose protocol the simulated exchange speaks.
+_SPOKEN = "binance"
+_DEFAULT_URL = "http://127.0.0.1:9900"
 
 
 @contextlib.asynccontextmanager
 async def opened_exchange(exchange: str, url: str | None) -> AsyncIterator[CcxtHistory]:
-    """The history of an exchange; its connections are closed at the end."""
-    history = open_history(exchange, url)
+    """The history of an exchange; its connections are closed at the end.
+
+    :param exchange: a ccxt id, or ``simulated`` for the simulated exchange (on port 9900 unless `url` says else).
+    """
+    if exchange == SIMULATED:
+        history = open_history(_SPOKEN, url or _DEFAULT_URL)
+        history.exchange = SIMULATED
+    else:
+        history = open_history(exchange, url)
     try:
         yield history
     finally:
         await history.close()
+
+
+@contextlib.asynccontextmanager
+async def running_simulator(config: SimulatorConfig) -> AsyncIterator[str]:
+    """The simulated exchange in this process; gives its address, and stops it at the end."""
+    ready: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+    task = asyncio.create_task(serve_simulator(config, ready.set_result))
+    try:
+        either: list[asyncio.Future[Any]] = [ready, task]
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            task.result()
+        yield await ready
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task

@@ -39,9 +39,6 @@ ExchangeUrl = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
-#: The exchange id under which data of the simulated exchange is stored: never a real exchange's.
-SIMULATED = "simulated"
-
 
 def load(home: Path | None, **given: Any) -> settings.Settings:
     """The settings of this run, and logging as they say."""

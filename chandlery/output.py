@@ -23,8 +23,8 @@ def print_json(value: Any) -> None:
 
 
 def print_table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """A plain table; numbers stand to the right."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
+    """A plain table; numbers stand to the right. Without headings, a list of names and values."""
+    table = Table(box=None, pad_edge=False, header_style="bold", show_header=any(headings))
     listed = [list(row) for row in rows]
     for at, heading in enumerate(headings):
         numeric = bool(listed) and all(isinstance(row[at], int | float) for row in listed)

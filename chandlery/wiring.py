@@ -10,6 +10,7 @@ from pathlib import Path
 from chandlery.settings import Settings
 from market.clock import SystemClock
 from store.archive.archive import Archive
+from store.files import locked
 from store.live import LiveCandles
 from store.market_data import MarketData
 from store.sqlite.store import SqliteStore
@@ -41,6 +42,14 @@ async def served_market_data(settings: Settings) -> AsyncIterator[MarketData]:
     writable = os.access(folder if folder.exists() else _nearest(folder), os.W_OK)
     async with opened_store(settings, read_only=not writable) as store:
         yield MarketData(store, LiveCandles(CLOCK), CLOCK)
+
+
+def holding(settings: Settings, what: str) -> contextlib.AbstractContextManager[None]:
+    """Hold the right to keep this home current; one process at a time has it.
+
+    :raises StoreBusy: naming the process that has it.
+    """
+    return locked(settings.home / ".ingest.lock", what)
 
 
 async def upgraded(settings: Settings) -> list[int]:

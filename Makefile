@@ -1,0 +1,79 @@
+# Every target sets up what it needs; Python 3.11 or newer and make are all that must be there.
+# Variables: EXCHANGE SYMBOLS TIMEFRAME SINCE UNTIL HOME_DIR ARGS, as in `make backfill EXCHANGE=binance SYMBOLS=BTC/USDT SINCE=2024-01-01`.
+
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+UV_VERSION := >=0.8,<1
+
+EXCHANGE ?= simulated
+SYMBOLS ?= BTC/USDT,ETH/USDT
+TIMEFRAME ?= 1m
+STRATEGY ?= sma_cross
+HOME_DIR ?= data
+
+export CHANDLERY_HOME ?= $(HOME_DIR)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup up demo simulate backfill ingest serve archive backtest check doctor test test-fast lint format bench clean
+
+help: ## list the targets
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(READY) ## make the virtual environment .venv with chandlery in it
+
+$(READY): pyproject.toml uv.lock bootstrap.sh
+	@sh bootstrap.sh $(VENV) "uv$(UV_VERSION)"
+	@touch $@
+
+up: $(READY) ## exchange, backfill, live ingest, archive and HTTP service, until Ctrl-C (EXCHANGE=binance for the real one)
+	@$(BIN)/chandlery up --exchange $(EXCHANGE) --symbols $(SYMBOLS) --timeframe $(TIMEFRAME) $(if $(SINCE),--since $(SINCE)) $(ARGS)
+
+demo: $(READY) ## the same, bounded: ends by itself with a summary
+	@CHANDLERY_HOME=$(CHANDLERY_HOME)/demo $(BIN)/chandlery up --demo $(ARGS)
+
+simulate: $(READY) ## the simulated exchange alone, on port 9900
+	@$(BIN)/chandlery simulate $(ARGS)
+
+backfill: $(READY) ## fill the gaps: EXCHANGE= SYMBOLS= TIMEFRAME= SINCE= [UNTIL=]
+	@$(BIN)/chandlery backfill --exchange $(EXCHANGE) --symbols $(SYMBOLS) --timeframe $(TIMEFRAME) $(if $(SINCE),--since $(SINCE)) $(if $(UNTIL),--until $(UNTIL)) $(ARGS)
+
+ingest: $(READY) ## keep series current: EXCHANGE= SYMBOLS= TIMEFRAME=
+	@$(BIN)/chandlery ingest --exchange $(EXCHANGE) --symbols $(SYMBOLS) --timeframe $(TIMEFRAME) $(ARGS)
+
+serve: $(READY) ## answer HTTP requests over the home
+	@$(BIN)/chandlery serve $(ARGS)
+
+archive: $(READY) ## bring the Parquet archive up to the store
+	@$(BIN)/chandlery archive $(ARGS)
+
+backtest: $(READY) ## run STRATEGY over the archive: EXCHANGE= SYMBOLS= TIMEFRAME= [SINCE= UNTIL=]
+	@$(BIN)/chandlery backtest $(STRATEGY) --exchange $(EXCHANGE) --symbols $(SYMBOLS) --timeframe $(TIMEFRAME) $(if $(SINCE),--since $(SINCE)) $(if $(UNTIL),--until $(UNTIL)) $(ARGS)
+
+check: $(READY) ## prove what is stored; lists what is wrong or missing
+	@$(BIN)/chandlery check $(ARGS)
+
+doctor: $(READY) ## what is configured, what is reachable
+	@$(BIN)/chandlery doctor $(ARGS)
+
+test: lint ## everything: lint, types, import rules, all tests (ARGS= goes to pytest)
+	$(BIN)/pytest $(ARGS)
+
+test-fast: $(READY) ## unit tests only
+	$(BIN)/pytest tests/unit $(ARGS)
+
+lint: $(READY) ## style, types and import rules
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(READY) ## put the code into shape
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(READY) ## every benchmark beside its baseline; results in bench/results
+	$(BIN)/python -m bench $(ARGS)
+
+clean: ## remove the virtual environment and caches; the data stays
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
