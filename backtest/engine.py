@@ -12,7 +12,8 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from itertools import islice
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -46,8 +47,7 @@ class Costs:
         return open_price * (1 + worse if side is Side.BUY else 1 - worse)
 
 
-@dataclass(frozen=True, slots=True)
-class Decided:
+class Decided(NamedTuple):
     """An order and when it was decided."""
 
     decided_at: int
@@ -110,10 +110,10 @@ class Engine:
         }
         before = self._holdings()
         self._bookings.clear()
+        # Looking names up once matters here: this loop runs for every candle.
         decide, portfolio, pending = self._decide, self.portfolio, self._pending
-        for candles in chunk.instants:
-            if until_ms is not None and candles[0].available_at > until_ms:
-                return
+        shown = len(chunk.times) if until_ms is None else int(np.searchsorted(chunk.times, until_ms, side="right"))
+        for candles in islice(chunk.instants, shown):
             self._instant = candles
             if pending:
                 self._fill(candles)
@@ -122,6 +122,8 @@ class Engine:
                     decision = decide(candle, portfolio)
                     if decision is not None:
                         self._accept(decision, candle)
+        if shown < len(chunk.times):
+            return
         self.candles += sum(len(block) for block in chunk.blocks)
         self._equity.add(chunk.times, before, self._bookings, self._marks, self._closes)
         for symbol, block in self._closes.items():
@@ -144,7 +146,7 @@ class Engine:
     def _fill(self, candles: Sequence[Candle]) -> None:
         """Fill what waits for one of these candles."""
         for candle in candles:
-            if candle.timeframe != self._finest[candle.symbol]:
+            if candle.timeframe is not self._finest[candle.symbol]:
                 continue
             waiting = list[Decided]()
             for one in self._pending:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
@@ -27,8 +28,7 @@ def curve_step(interval: Interval, finest: Timeframe) -> Timeframe:
     return max(_DAY, finest)
 
 
-@dataclass(frozen=True, slots=True)
-class Booking:
+class Booking(NamedTuple):
     """What was owned after a fill."""
 
     #: The instant from which it counts: when the candle whose open was taken became available.

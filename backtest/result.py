@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, astuple, dataclass
 from functools import cached_property
 from hashlib import sha256
 from importlib.metadata import version
@@ -110,8 +110,8 @@ class Result:
     def result_hash(self) -> str:
         """SHA-256 (hex) of fills, refused orders and equity: equal for equal results, whatever the machine."""
         rows = [
-            [_row(one) for one in self.fills],
-            [[one.decided_at, one.refused_at, _row(one.order), one.reason] for one in self.refused],
+            list(self.fills),
+            [[one.decided_at, one.refused_at, astuple(one.order), one.reason] for one in self.refused],
             list(self.equity),
             self.final_equity,
         ]
@@ -145,7 +145,7 @@ class Result:
                 for one in self.round_trips
             ],
             "fills": [
-                asdict(one) | {"decided_at": iso(one.decided_at), "filled_at": iso(one.filled_at)}
+                one._asdict() | {"decided_at": iso(one.decided_at), "filled_at": iso(one.filled_at)}
                 for one in self.fills
             ],
             "refused": [
@@ -205,11 +205,6 @@ class Result:
         if self.failure is not None:
             rows.insert(0, ("PARTIAL RESULT", self.failure))
         return rows
-
-
-def _row(one: Any) -> list[Any]:
-    """The fields of a dataclass in their order."""
-    return [getattr(one, each.name) for each in fields(one)]
 
 
 def _ranges(found: IntervalSet) -> list[list[str]]:

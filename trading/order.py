@@ -39,16 +39,22 @@ class Order:
     tag: str = ""
 
     def __post_init__(self) -> None:
-        sizes = {"quantity": self.quantity, "notional": self.notional, "fraction": self.fraction}
-        given = {name: size for name, size in sizes.items() if size is not None}
-        if len(given) != 1:
+        if (self.quantity is None) + (self.notional is None) + (self.fraction is None) != 2:
+            sizes = {"quantity": self.quantity, "notional": self.notional, "fraction": self.fraction}
+            given = {name: size for name, size in sizes.items() if size is not None}
             raise BadInput("order", given, "exactly one of quantity, notional and fraction")
-        for name, size in given.items():
-            number = isinstance(size, float | int) and not isinstance(size, bool)
-            if not number or not math.isfinite(size) or size <= 0:
-                raise BadInput(f"order {name}", size, "a finite number above zero")
-        if self.fraction is not None and self.fraction > 1:
+        if self.quantity is not None:
+            _check_size("quantity", self.quantity)
+        elif self.notional is not None:
+            _check_size("notional", self.notional)
+        elif self.fraction is not None and _check_size("fraction", self.fraction) > 1:
             raise BadInput("order fraction", self.fraction, "a share above 0, up to 1")
+
+
+def _check_size(name: str, size: object) -> float:
+    if not isinstance(size, float | int) or isinstance(size, bool) or not 0 < size < math.inf:
+        raise BadInput(f"order {name}", size, "a finite number above zero")
+    return size
 
 
 def buy(

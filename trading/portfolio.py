@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from trading.order import Order, Side
 
@@ -25,9 +26,8 @@ class Position:
     opened_at: int | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Fill:
-    """One execution of one of our orders."""
+class Fill(NamedTuple):
+    """One execution of one of our orders. A tuple, because a run may make very many."""
 
     symbol: str
     side: Side

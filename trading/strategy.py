@@ -30,7 +30,7 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import repeat
 from keyword import iskeyword
-from typing import Any, ClassVar, Self, get_origin, get_type_hints
+from typing import Any, ClassVar, Protocol, Self, get_origin, get_type_hints
 
 import polars as pl
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
@@ -48,14 +48,13 @@ Decision = Order | Sequence[Order] | None
 CANDLE_FIELDS = ("open_time", "open", "high", "low", "close", "volume")
 
 
-class Candle:
-    """One available candle with its indicators, immutable. A tuple underneath, made for each series.
+class Candle(Protocol):
+    """One available candle with its indicators, immutable.
 
     Columns added by `populate_indicators` are attributes of the same name; null in a number column is NaN, which
-    compares false with everything.
+    compares false with everything. The real classes are named tuples made for each series by :func:`candle_type`:
+    reading an attribute of one is what a backtest does most.
     """
-
-    __slots__ = ()
 
     exchange: ClassVar[str]
     #: ccxt unified.
@@ -63,23 +62,34 @@ class Candle:
     timeframe: ClassVar[Timeframe]
     #: False while the series has fewer candles behind it than the strategy's warm-up; `on_data` never sees those.
     ready: ClassVar[bool]
-    #: Start of the bucket, epoch milliseconds.
-    open_time: int
-    open: float
-    high: float
-    low: float
-    close: float
-    #: Base units.
-    volume: float
+
+    @property
+    def open_time(self) -> int:
+        """Start of the bucket, epoch milliseconds."""
 
     @property
     def available_at(self) -> int:
         """End of the bucket, epoch milliseconds: the first instant at which anyone can know this candle."""
-        return self.timeframe.next(self.open_time)
+
+    @property
+    def open(self) -> float:
+        """Quote per base, as `high`, `low` and `close`."""
+
+    @property
+    def high(self) -> float: ...
+
+    @property
+    def low(self) -> float: ...
+
+    @property
+    def close(self) -> float: ...
+
+    @property
+    def volume(self) -> float:
+        """Base units."""
 
     def __getattr__(self, name: str) -> Any:
-        known = ", ".join(getattr(type(self), "_fields", ()))
-        raise AttributeError(f"a candle of {self.symbol} {self.timeframe} has no {name!r}; it has {known}")
+        """An indicator column."""
 
 
 #: Names an indicator cannot have: a candle uses them itself.
@@ -100,15 +110,24 @@ def candle_type(series: Series, indicators: Sequence[str], *, ready: bool = True
             )
     make: Callable[[str, list[str]], type] = namedtuple
     fields = make("fields", [*CANDLE_FIELDS, *indicators])
+    timeframe = series.timeframe
+    length = timeframe.milliseconds
+
+    def available_at(candle: Candle) -> int:
+        # Months alone differ in length; the sum is the short way for all others.
+        return timeframe.next(candle.open_time) if timeframe.name == "1M" else candle.open_time + length
+
     body = {
         "__slots__": (),
         "exchange": series.exchange,
         "symbol": series.symbol,
-        "timeframe": series.timeframe,
+        "timeframe": timeframe,
         "ready": ready,
+        "available_at": property(available_at),
     }
-    made: type[Candle] = type("Candle", (Candle, fields), body)
-    return made
+    made: Any = type("Candle", (fields,), body)
+    kind: type[Candle] = made
+    return kind
 
 
 _OWN_NAMES = _TAKEN - {name for name in dir(tuple) if name.startswith("_")}
