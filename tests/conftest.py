@@ -11,9 +11,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import settings
 
 from market.candle import candles
 from market.timeframe import TIMEFRAMES
+
+# A busy machine is no failure: properties are judged by what they find, not by how long they take.
+settings.register_profile("chandlery", deadline=None)
+settings.load_profile("chandlery")
 
 #: Recorded column -> candle column; the close time is turned into `early_close_time`.
 RECORDED_COLUMNS = {
