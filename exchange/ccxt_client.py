@@ -157,7 +157,8 @@ class CcxtHistory:
 
     async def _load_markets(self) -> None:
         async with self._calling():
-            await self._ccxt.load_markets()
+            # ccxt keeps an empty list too, which is what it makes of a web page: then ask again.
+            await self._ccxt.load_markets(reload=not self._ccxt.markets)
         if not self._ccxt.markets:
             raise ExchangeUnavailable(f"{self.exchange} gave no usable answer when asked for its markets")
 

@@ -80,13 +80,16 @@ async def backfill(
                 progress=progress,
             )
             series = Series(history.exchange, instrument.symbol, timeframe)
-            filled, error = Filled(), None
+            filled, error, closed = Filled(), None, filler.closed(series, wanted)
             try:
                 await exchange_clock.read()
-                await filler.fill(series, wanted, filled)
+                # Decided once: candles that close while we work are not missing afterwards.
+                closed = filler.closed(series, wanted)
+                if closed is not None:
+                    await filler.fill(series, closed, filled)
             except (Retryable, ExchangeRefused, Mismatch) as stopped:
                 error = stopped
-            report = await _report(series, wanted, filler, store, clock, filled, patient.requests, error)
+            report = await _report(series, closed, filler, store, clock, filled, patient.requests, error)
             progress.finished(report)
             return report
 
@@ -127,7 +130,7 @@ async def find_instruments(history: PatientHistory, store: CandleStore, symbols:
 
 async def _report(
     series: Series,
-    wanted: Interval,
+    closed: Interval | None,
     filler: GapFiller,
     store: CandleStore,
     clock: Clock,
@@ -135,8 +138,7 @@ async def _report(
     requests: int,
     error: ChandleryError | None,
 ) -> SeriesReport:
-    """What the ledger knows about `wanted` now."""
-    closed = filler.closed(series, wanted)
+    """What the ledger knows about `closed` now."""
     covered = await store.coverage(series, closed) if closed else []
     missing = gaps(closed, covered, clock.now_ms()) if closed else IntervalSet()
 

@@ -92,23 +92,20 @@ class GapFiller:
         self._progress = progress or NoProgress()
 
     def closed(self, series: Series, wanted: Interval) -> Interval | None:
-        """The whole buckets of `wanted` that have ended and settled; None where there is none."""
+        """The buckets that open in `wanted` and have ended and settled, whole; None where there is none."""
         timeframe = series.timeframe
         settled = self._clock.now_ms() - self._settle_ms
         start = timeframe.ceil(wanted.start, self._origin_ms)
-        end = timeframe.floor(min(wanted.end, settled), self._origin_ms)
+        end = min(timeframe.ceil(wanted.end, self._origin_ms), timeframe.floor(settled, self._origin_ms))
         return Interval(start, end) if start < end else None
 
-    async def fill(self, series: Series, wanted: Interval, filled: Filled | None = None) -> Filled:
-        """Fill the gaps of `series` in `wanted`, aligned to buckets and clipped to closed ones.
+    async def fill(self, series: Series, closed: Interval, filled: Filled | None = None) -> Filled:
+        """Fill the gaps of `series` in `closed`, which :meth:`closed` gave.
 
         :param filled: the account to add to; it is right up to the last commit even if this raises.
         :raises Mismatch: if the exchange's answers do not advance.
         """
         account = filled or Filled()
-        closed = self.closed(series, wanted)
-        if closed is None:
-            return account
         known = await self._store.coverage(series, closed)
         unknown = gaps(closed, known, self._local.now_ms())
         self._progress.planned(series, sum(self.buckets(series, gap) for gap in unknown))

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import ccxt.async_support as ccxt
+
 from exchange.binance.wire import parse_klines
 from exchange.ccxt_client import CcxtHistory
 from exchange.page import CandlePage
@@ -27,6 +29,8 @@ BINANCE_SETTINGS: dict[str, Any] = {
     "rateLimiterAlgorithm": "rollingWindow",
     "rollingWindowSize": 60_000.0,
     "rateLimit": 62.5,
+    # "Overloaded, try again": ccxt knows it at Binance's own host name only.
+    "exceptions": {"exact": {"-1008": ccxt.OperationFailed}},
 }
 PAGE = 1000
 

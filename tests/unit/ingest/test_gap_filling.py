@@ -100,11 +100,11 @@ class TestFilling:
         assert store.times(BTC) == minutes(*range(8))
         assert report.missing == 0
 
-    def test_unaligned_bounds_mean_whole_buckets(self) -> None:
+    def test_unaligned_bounds_mean_the_buckets_that_open_between_them(self) -> None:
         history, store = ScriptedHistory(minutes(*range(10))), MemoryStore()
         wanted = Interval(START + 1, START + 5 * MINUTE + 59_999)
         asyncio.run(backfill(history, store, SystemClock(), ["BTC/USDT"], ONE_MINUTE, wanted, rules=RULES))
-        assert store.times(BTC) == minutes(1, 2, 3, 4)
+        assert store.times(BTC) == minutes(1, 2, 3, 4, 5)
 
     def test_candles_that_closed_just_now_are_closed_and_older_ones_verified(self) -> None:
         history, store = ScriptedHistory(minutes(*range(10))), MemoryStore()
