@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 from fastapi import Request
 
-from market.candle import COLUMNS
 from market.clock import Clock
 from market.errors import BadInput
 from market.instrument import Series, check_exchange, check_symbol
 from market.timeframe import Timeframe
+from serve.columns import chosen_columns
 from serve.cursor import read_cursor
 from serve.formats import Format
 from serve.parameters import (
@@ -27,14 +27,11 @@ from serve.parameters import (
     Symbol,
     Symbols,
     TimeframeName,
-    any_instant,
-    check_order,
-    check_started,
-    chosen_columns,
-    past_instant,
+    instant,
     whole_number,
     yes_or_no,
 )
+from serve.ranges import check_as_of, check_order, check_start
 
 DEFAULT_LIMIT = 1_000
 #: Most rows of one answer: text forms are made in memory at some hundred bytes a row, binary ones at ninety.
@@ -43,9 +40,6 @@ MOST_BINARY_ROWS = 1_000_000
 MOST_SYMBOLS = 100
 #: Most rows per symbol in a batch; a hundred symbols then stay within half a million rows.
 MOST_BATCH_ROWS = 5_000
-#: Candle columns, and how many base candles are missing inside a derived one.
-READABLE = (*COLUMNS, "missing")
-CLOSED = "closed"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,14 +77,14 @@ async def candle_query(
     chosen = Format.named(format)
     most = MOST_TEXT_ROWS if chosen in (Format.JSON, Format.CSV) else MOST_BINARY_ROWS
     forming = yes_or_no(include_forming, "include_forming")
-    as_of_ms = past_instant(as_of, "as_of", request.app.state.clock)
+    as_of_ms = _as_of(request, as_of)
     if cursor is None:
         start_ms, end_ms = await _range(request, series, start, end, forming)
     else:
         if start is not None:
             raise BadInput("cursor", cursor, "either cursor or start, not both")
         place = read_cursor(cursor, series, as_of_ms, forming)
-        if end is not None and any_instant(end, "end") != place.end_ms:
+        if end is not None and instant(end, "end") != place.end_ms:
             raise BadInput("end", end, "the end of the cursor's own query, or no end")
         start_ms, end_ms = place.start_ms, place.end_ms
     return CandleQuery(
@@ -100,7 +94,7 @@ async def candle_query(
         limit=whole_number(limit, "limit", DEFAULT_LIMIT, 1, most),
         as_of_ms=as_of_ms,
         include_forming=forming,
-        columns=chosen_columns(columns, (*READABLE, CLOSED) if forming else READABLE),
+        columns=chosen_columns(_comma_list(columns), forming),
         format=chosen,
     )
 
@@ -127,27 +121,38 @@ async def batch_query(
         start_ms=start_ms,
         end_ms=end_ms,
         limit=whole_number(limit, "limit", DEFAULT_LIMIT, 1, MOST_BATCH_ROWS),
-        as_of_ms=past_instant(as_of, "as_of", request.app.state.clock),
+        as_of_ms=_as_of(request, as_of),
         include_forming=forming,
-        columns=chosen_columns(columns, (*READABLE, CLOSED) if forming else READABLE),
+        columns=chosen_columns(_comma_list(columns), forming),
         format=Format.JSON,
     )
+
+
+def _as_of(request: Request, text: str | None) -> int | None:
+    as_of_ms = instant(text, "as_of")
+    if as_of_ms is not None:
+        check_as_of(as_of_ms, request.app.state.clock)
+    return as_of_ms
 
 
 async def _range(
     request: Request, series: Series, start: str | None, end: str | None, forming: bool
 ) -> tuple[int | None, int | None]:
     clock: Clock = request.app.state.clock
-    start_ms, end_ms = any_instant(start, "start"), any_instant(end, "end")
+    start_ms, end_ms = instant(start, "start"), instant(end, "end")
     if start_ms is not None and end_ms is not None:
         check_order(start_ms, end_ms)
     if start_ms is not None:
-        await check_started(request, series, start_ms, start)
+        await check_start(request.app.state.market_data, clock, series, start_ms)
     if end_ms is None and forming:
         # What is known ends before the forming candle; the end of the bucket that now lies in does not.
         end_ms = series.timeframe.next(series.timeframe.floor(clock.now_ms()))
         end_ms = None if start_ms is not None and start_ms >= end_ms else end_ms
     return start_ms, end_ms
+
+
+def _comma_list(text: str | None) -> list[str] | None:
+    return None if text is None else [name.strip() for name in text.split(",")]
 
 
 def _symbols(values: list[str]) -> list[str]:

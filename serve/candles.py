@@ -16,7 +16,8 @@ from market.candle import no_candles
 from market.errors import NotFound
 from serve import examples
 from serve.answers import holds
-from serve.candle_query import CLOSED, CandleQuery, batch_query, candle_query
+from serve.candle_query import CandleQuery, batch_query, candle_query
+from serve.columns import CLOSED
 from serve.cursor import Place, write_cursor
 from serve.formats import ENCODERS, Format
 from serve.parameters import StrictRoute

@@ -7,8 +7,6 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request, Response
 
-from market.clock import iso
-from market.errors import BadInput
 from market.instrument import Series
 from market.interval import Interval
 from serve import examples
@@ -20,10 +18,9 @@ from serve.parameters import (
     StrictRoute,
     Symbol,
     TimeframeName,
-    any_instant,
-    check_order,
-    check_started,
+    instant,
 )
+from serve.ranges import asked_interval
 from serve.records import covered_record, pairs, series_names
 from store.market_data import MarketData
 
@@ -47,24 +44,12 @@ async def range_query(
     end: End = None,
 ) -> RangeQuery:
     """A series with an optional range; a bound that is not given is the series' own."""
-    market_data: MarketData = request.app.state.market_data
+    state = request.app.state
     series = Series.parse(exchange, symbol, timeframe)
-    start_ms, end_ms = any_instant(start, "start"), any_instant(end, "end")
-    if start_ms is None and end_ms is None:
-        return RangeQuery(series=series, interval=None)
-    if start_ms is None or end_ms is None:
-        whole, _ = await market_data.coverage(series)
-        if start_ms is not None and start_ms >= whole.end:
-            raise BadInput(
-                "start", start, f"an instant before {iso(whole.end)}, the last known one, or also an end"
-            )
-        if end_ms is not None and end_ms <= whole.start:
-            raise BadInput("end", end, f"an instant after {iso(whole.start)}, the first known one, or also a start")
-        start_ms = whole.start if start_ms is None else start_ms
-        end_ms = whole.end if end_ms is None else end_ms
-    check_order(start_ms, end_ms)
-    await check_started(request, series, start_ms, start)
-    return RangeQuery(series=series, interval=Interval(start_ms, end_ms))
+    interval = await asked_interval(
+        state.market_data, state.clock, series, instant(start, "start"), instant(end, "end")
+    )
+    return RangeQuery(series=series, interval=interval)
 
 
 @router.get("/coverage", summary="Coverage ledger", response_class=Response, responses={200: examples.COVERAGE})

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
 from dataclasses import dataclass
-from difflib import get_close_matches
 from http import HTTPStatus
 from typing import Any
 
@@ -26,6 +24,7 @@ from market.errors import (
     StoreBusy,
     StoreUnusable,
 )
+from serve.words import close_match
 
 MEDIA_TYPE = "application/problem+json"
 _LOG = logging.getLogger("chandlery.serve")
@@ -102,30 +101,6 @@ def response_for(error: ChandleryError) -> Response:
     if problem.status == HTTPStatus.INTERNAL_SERVER_ERROR:
         _LOG.error("%s: %s", type(error).__name__, error)
     return problem_response(problem, str(error), headers=headers, **members)
-
-
-#: Words that other services use for ours.
-_OTHER_WORDS = {
-    "tf": "timeframe",
-    "interval": "timeframe",
-    "pair": "symbol",
-    "market": "symbol",
-    "since": "start",
-    "from": "start",
-    "starttime": "start",
-    "until": "end",
-    "to": "end",
-    "endtime": "end",
-    "fields": "columns",
-}
-
-
-def close_match(name: str, known: Iterable[str]) -> str:
-    """``; did you mean X?`` for the nearest known name, or nothing."""
-    names = list(known)
-    other = _OTHER_WORDS.get(name.lower())
-    near = [other] if other in names else get_close_matches(name, names, 1, 0.5)
-    return f"; did you mean {near[0]}?" if near else ""
 
 
 async def _own(request: Request, error: Exception) -> Response:

@@ -15,12 +15,10 @@ from fastapi.dependencies.models import Dependant
 from fastapi.routing import APIRoute
 from pydantic import WithJsonSchema
 
-from market.clock import Clock, iso, to_ms
+from market.clock import to_ms
 from market.errors import BadInput
-from market.instrument import Series
 from market.timeframe import TIMEFRAMES
-from serve.errors import close_match
-from store.market_data import MarketData
+from serve.words import close_match
 
 _INTEGER = re.compile(r"-?[0-9]{1,18}\Z")
 #: Longest text of one parameter, in characters; a hundred symbols fit.
@@ -154,49 +152,6 @@ def yes_or_no(value: str | None, field: str) -> bool:
         raise BadInput(field, value, "true or false") from None
 
 
-def past_instant(value: str | None, field: str, clock: Clock) -> int | None:
-    """An instant that is not after now, in epoch milliseconds."""
-    if value is None:
-        return None
-    ms = to_ms(value, field)
-    now = clock.now_ms()
-    if ms > now:
-        raise BadInput(field, value, f"an instant that is not in the future; it is {iso(now)} now")
-    return ms
-
-
-async def check_started(request: Request, series: Series, start_ms: int, text: str | None) -> None:
-    """Refuse a range that starts after now.
-
-    The exchange's clock may run ahead of ours (a simulated one): what is stored is not the future.
-    """
-    clock: Clock = request.app.state.clock
-    now = clock.now_ms()
-    if start_ms <= now:
-        return
-    market_data: MarketData = request.app.state.market_data
-    known, _ = await market_data.coverage(series)
-    if start_ms >= known.end:
-        raise BadInput("start", text, f"an instant that is not in the future; it is {iso(now)} now")
-
-
-def any_instant(value: str | None, field: str) -> int | None:
+def instant(value: str | None, field: str) -> int | None:
     """An instant in epoch milliseconds."""
     return None if value is None else to_ms(value, field)
-
-
-def check_order(start_ms: int, end_ms: int, end_field: str = "end") -> None:
-    """Refuse a range whose end is not after its start."""
-    if start_ms >= end_ms:
-        raise BadInput(end_field, iso(end_ms), f"an instant after start ({iso(start_ms)}); ranges are [start, end)")
-
-
-def chosen_columns(value: str | None, known: tuple[str, ...]) -> tuple[str, ...]:
-    """The columns of an answer: those named, ``open_time`` first, each once; all of `known` by default."""
-    if value is None:
-        return known
-    names = [name.strip() for name in value.split(",")]
-    for name in names:
-        if name not in known:
-            raise BadInput("columns", name, f"some of {', '.join(known)}{close_match(name, known)}")
-    return tuple(dict.fromkeys(["open_time", *names]))
