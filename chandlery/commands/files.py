@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -71,7 +72,7 @@ async def _import(settings: Settings, file: Path, series: Series) -> dict[str, A
     total = Written()
     async with opened_store(settings) as store:
         for batch in batches:
-            total += await store.write(
+            written = await store.write(
                 CandleBatch(
                     series=series,
                     source=f"import {file.name}",
@@ -81,6 +82,10 @@ async def _import(settings: Settings, file: Path, series: Series) -> dict[str, A
                     refusals=batch.refusals,
                 )
             )
+            # Rows that the store refused are counted within the batch; people look for them in the file.
+            by_store = written.refusals[len(batch.refusals) :]
+            in_file = tuple(replace(one, row=int(batch.rows[one.row])) for one in by_store)
+            total += replace(written, refusals=batch.refusals + in_file)
     return _report(found.name, found.description, [(series, total)])
 
 

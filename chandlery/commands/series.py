@@ -10,6 +10,7 @@ from chandlery.options import AsJson, Exchange, Home, Since, Symbol, Timeframe, 
 from chandlery.output import console, print_json, print_table
 from chandlery.wiring import opened_market_data
 from market.clock import iso
+from market.coverage import Covered
 from market.errors import BadInput
 from market.instrument import Series
 from market.interval import Interval
@@ -66,32 +67,8 @@ def show_coverage(
         async with opened_market_data(settings) as market_data:
             interval, ledger = await market_data.coverage(series, await _asked(market_data, series, since, until))
             _, missing = await market_data.gaps(series, interval)
-        entries = [
-            {
-                "start": iso(one.interval.start),
-                "end": iso(one.interval.end),
-                "state": one.state.value,
-                "candles": series.timeframe.count(one.interval.start, one.interval.end),
-                "source": one.source,
-                "evidence": one.evidence,
-                "learned_at": iso(one.learned_at),
-                "expires_at": None if one.expires_at is None else iso(one.expires_at),
-            }
-            for one in ledger
-        ]
-        entries += [
-            {
-                "start": iso(one.start),
-                "end": iso(one.end),
-                "state": "unknown",
-                "candles": series.timeframe.count(one.start, one.end),
-                "source": None,
-                "evidence": None,
-                "learned_at": None,
-                "expires_at": None,
-            }
-            for one in missing
-        ]
+        known = [_entry(series, one.interval, one) for one in ledger]
+        unknown = [_entry(series, one, None) for one in missing]
         return {
             "exchange": exchange,
             "symbol": symbol,
@@ -99,7 +76,7 @@ def show_coverage(
             "start": iso(interval.start),
             "end": iso(interval.end),
             "complete": not missing,
-            "coverage": sorted(entries, key=lambda one: str(one["start"])),
+            "coverage": sorted([*known, *unknown], key=lambda one: str(one["start"])),
         }
 
     report = run(work())
@@ -175,6 +152,20 @@ async def _asked(market_data: MarketData, series: Series, since: str | None, unt
             "--until", until or iso(end), f"an instant after --since ({iso(start)}); ranges are [since, until)"
         )
     return Interval(start, end)
+
+
+def _entry(series: Series, interval: Interval, known: Covered | None) -> dict[str, Any]:
+    """One interval of a series as it is printed; `known` is None where it is a gap."""
+    return {
+        "start": iso(interval.start),
+        "end": iso(interval.end),
+        "state": "unknown" if known is None else known.state.value,
+        "candles": series.timeframe.count(interval.start, interval.end),
+        "source": known and known.source,
+        "evidence": known and known.evidence,
+        "learned_at": _instant(known and known.learned_at),
+        "expires_at": _instant(known and known.expires_at),
+    }
 
 
 def _instant(ms: int | None) -> str | None:
