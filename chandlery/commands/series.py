@@ -161,10 +161,10 @@ def _entry(series: Series, interval: Interval, known: Covered | None) -> dict[st
         "end": iso(interval.end),
         "state": "unknown" if known is None else known.state.value,
         "candles": series.timeframe.count(interval.start, interval.end),
-        "source": known and known.source,
-        "evidence": known and known.evidence,
-        "learned_at": _instant(known and known.learned_at),
-        "expires_at": _instant(known and known.expires_at),
+        "source": None if known is None else known.source,
+        "evidence": None if known is None else known.evidence,
+        "learned_at": None if known is None else iso(known.learned_at),
+        "expires_at": None if known is None else _instant(known.expires_at),
     }
 
 
