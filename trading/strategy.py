@@ -176,7 +176,7 @@ class Strategy(ABC):
             name = str(first["loc"][0]) if first["loc"] else "parameters"
             raise BadInput(f"parameter {name}", parameters.get(name), _accepted(model, name, first)) from None
         #: The checked parameters, by name.
-        self.parameters: Mapping[str, Any] = checked.model_dump()
+        self.parameters: Mapping[str, Any] = {name: getattr(checked, name) for name in model.model_fields}
         for name, value in self.parameters.items():
             setattr(self, name, value)
         self.start()
