@@ -145,8 +145,9 @@ async def _range(
     if start_ms is not None:
         await check_start(request.app.state.market_data, clock, series, start_ms)
     if end_ms is None and forming:
-        # What is known ends before the forming candle; the end of the bucket that now lies in does not.
-        end_ms = series.timeframe.next(series.timeframe.floor(clock.now_ms()))
+        # What is known ends where the forming candle begins. The exchange's clock may run ahead of ours.
+        known, _ = await request.app.state.market_data.coverage(series)
+        end_ms = series.timeframe.next(series.timeframe.floor(max(clock.now_ms(), known.end)))
         end_ms = None if start_ms is not None and start_ms >= end_ms else end_ms
     return start_ms, end_ms
 

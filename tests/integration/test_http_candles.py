@@ -228,6 +228,19 @@ async def test_the_forming_candle_comes_when_asked_for(served: Service, clock) -
     assert (await served.candles(limit=2, include_forming="true")).headers["etag"] != tag
 
 
+async def test_an_exchange_ahead_of_our_clock_is_not_the_future(served: Service, clock) -> None:
+    clock.time_ms = minute(10)
+    row = candles(
+        {"open_time": np.array([END]), **{name: [5.5] for name in ("open", "high", "low", "close", "volume")}}
+    )
+    served.live.put(BTC, row, END + 1)
+    forming = rows_of(await served.candles(limit=2, include_forming="true"))
+    assert [one["open_time"] for one in forming][-1] == END
+    ahead = await served.candles(start=minute(ROWS - 5))
+    assert ahead.json()["meta"]["rows"] == 5
+    assert (await served.candles(start=END)).status_code == 400
+
+
 async def test_a_tag_saves_the_body_until_something_changes(served: Service) -> None:
     query = {"start": START, "limit": 100}
     first = await served.candles(**query)
