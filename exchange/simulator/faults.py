@@ -26,6 +26,7 @@ The first rule that hits a request decides. Streams are not touched.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import random
 from collections.abc import Awaitable, Callable, MutableMapping
@@ -142,10 +143,13 @@ class FaultInjector:
             await self._mangled(rule, scope, receive, send)
 
     async def _silent(self, seconds: float, scope: MutableMapping[str, Any], receive: Receive) -> None:
-        await asyncio.sleep(seconds)
+        """Wait so long, or until the client goes away; then cut."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await _gone(receive)
+                return
         self._cut(scope)
-        while (await receive())["type"] != "http.disconnect":
-            pass
+        await _gone(receive)
 
     async def _mangled(
         self, rule: FaultRule, scope: MutableMapping[str, Any], receive: Receive, send: Send
@@ -164,6 +168,13 @@ class FaultInjector:
         await send(start)
         await send({"type": "http.response.body", "body": body[: len(body) // 2], "more_body": True})
         self._cut(scope)
+        await _gone(receive)
+
+
+async def _gone(receive: Receive) -> None:
+    """Wait until the connection is closed. (Ending without an answer before would make the server send its own.)"""
+    while (await receive())["type"] != "http.disconnect":
+        pass
 
 
 def _error(rule: FaultRule) -> tuple[int, bytes, list[tuple[bytes, bytes]]]:

@@ -157,6 +157,7 @@ def _uvicorn_config(app: Any) -> uvicorn.Config:
         lifespan="off",
         log_config=None,
         access_log=False,
+        proxy_headers=False,
         timeout_graceful_shutdown=_GRACE_SECONDS,
     )
 

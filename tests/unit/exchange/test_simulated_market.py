@@ -198,7 +198,7 @@ def test_a_forming_candle_grows_into_the_closed_one(market: Market, solana: Synt
 
 
 @given(
-    timeframe=st.sampled_from(["1m", "15m", "4h", "1d", "1M"]),
+    timeframe=st.sampled_from(["1m", "15m", "4h", "1d"]),
     start=st.integers(LISTED_MS, LISTED_MS + 60 * DAY_MS),
     buckets=st.integers(1, 12),
     limit=st.integers(1, 5),
