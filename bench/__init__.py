@@ -1,0 +1,1 @@
+"""Every benchmark beside its baseline, alternated in one run; medians and ratios."""

@@ -1,0 +1,83 @@
+"""Measuring two ways of doing the same work, in turn, so that a noisy machine is noisy for both."""
+
+from __future__ import annotations
+
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """One piece of work, ours and the baseline's. Times are medians in seconds."""
+
+    name: str
+    #: What one run handles: rows, candles, requests.
+    units: int
+    baseline: str
+    ours_seconds: float
+    baseline_seconds: float
+    rounds: int
+    #: Ours must be at least this many times as fast as the baseline; None where no budget is set.
+    budget: float | None = None
+
+    @property
+    def ratio(self) -> float:
+        """How many times as fast as the baseline; above 1 is faster."""
+        return self.baseline_seconds / self.ours_seconds
+
+    def to_json(self) -> dict[str, Any]:
+        """As it is kept in ``bench/results``."""
+        return asdict(self) | {
+            "ratio": round(self.ratio, 4),
+            "ours_per_second": round(self.units / self.ours_seconds),
+            "baseline_per_second": round(self.units / self.baseline_seconds),
+            "python": platform.python_version(),
+            "machine": platform.machine(),
+        }
+
+    def line(self) -> str:
+        """One line for people."""
+        budget = "" if self.budget is None else f" (budget {self.budget:g} x)"
+        return (
+            f"{self.name:42} {self.units / self.ours_seconds:>14,.0f}/s"
+            f"   {self.baseline:38} {self.units / self.baseline_seconds:>14,.0f}/s   {self.ratio:8.3f} x{budget}"
+        )
+
+
+def paired(
+    name: str,
+    units: int,
+    ours: Callable[[], object],
+    baseline_name: str,
+    baseline: Callable[[], object],
+    *,
+    rounds: int = 5,
+    before: Callable[[], object] | None = None,
+    budget: float | None = None,
+) -> Measured:
+    """Time `ours` and `baseline` in turn, after one warm-up of each.
+
+    :param before: run before each timed call, outside the time.
+    """
+    times: dict[Callable[[], object], list[float]] = {ours: [], baseline: []}
+    for count in range(rounds + 1):
+        for work in (ours, baseline):
+            if before is not None:
+                before()
+            started = time.perf_counter()
+            work()
+            if count:
+                times[work].append(time.perf_counter() - started)
+    return Measured(
+        name=name,
+        units=units,
+        baseline=baseline_name,
+        ours_seconds=statistics.median(times[ours]),
+        baseline_seconds=statistics.median(times[baseline]),
+        rounds=rounds,
+        budget=budget,
+    )
