@@ -32,6 +32,8 @@ from store.archive.manifest import MANIFEST, ArchiveFile, Manifest, series_folde
 from trading.catalogue import load_strategy
 
 FAST, SLOW = 10, 30
+#: Averages closer than this are equal, as in the strategy.
+ABOVE, BELOW = 1 + 1e-11, 1 - 1e-11
 #: 2022-01-01T00:00:00Z
 START = 1_640_995_200_000
 SERIES = Series("binance", "BTC/USDT", ONE_MINUTE)
@@ -112,10 +114,10 @@ def bare_loop(opens: list[float], closes: list[float], fee: float) -> tuple[int,
         fast, slow = fast_sum / FAST, slow_sum / SLOW
         fast_sum -= closes[at - FAST + 1]
         slow_sum -= closes[at - SLOW + 1]
-        if fast > slow:
+        if fast > slow * ABOVE:
             if not held:
                 wanted = 1
-        elif held and fast < slow:
+        elif held and fast < slow * BELOW:
             wanted = -1
     return fills, cash + held * closes[-1]
 

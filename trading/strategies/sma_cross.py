@@ -12,6 +12,9 @@ from trading.order import buy, sell
 from trading.portfolio import Portfolio
 from trading.strategy import Candle, Decision, Strategy, Subscription, parameter
 
+#: Two averages that differ by a smaller share than this are equal.
+_NOISE = 1e-11
+
 
 class SmaCross(Strategy):
     """Buy when the fast average of the closes is above the slow one, sell all when it is below."""
@@ -30,7 +33,10 @@ class SmaCross(Strategy):
 
     def populate_indicators(self, frame: pl.DataFrame) -> pl.DataFrame:
         close = pl.col("close")
-        return frame.with_columns(fast=close.rolling_mean(self.fast), slow=close.rolling_mean(self.slow))
+        fast, slow = close.rolling_mean(self.fast), close.rolling_mean(self.slow)
+        # Averages of decimal prices are often exactly equal; the noise of adding floats must not make a cross.
+        level = (fast - slow).abs() <= slow * _NOISE
+        return frame.with_columns(fast=pl.when(level).then(slow).otherwise(fast), slow=slow)
 
     def on_data(self, candle: Candle, portfolio: Portfolio) -> Decision:
         held = portfolio.positions[candle.symbol].quantity
