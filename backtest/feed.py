@@ -6,7 +6,9 @@ that a run knows the fingerprint of exactly the rows it used.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -54,6 +56,9 @@ class Feed:
     def __init__(self, root: Path, read_rows: int = READ_ROWS) -> None:
         self._root = root
         self._read_rows = read_rows
+        # DuckDB and hashing let go of the interpreter, so the next slice is read while this one is being used.
+        # One thread, so that the connection has one user.
+        self._reader = ThreadPoolExecutor(1, thread_name_prefix="backtest-feed")
         self._connection: duckdb.DuckDBPyConnection | None = None
         self._used: dict[tuple[Series, Series], Digest] = {}
 
@@ -68,6 +73,7 @@ class Feed:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._reader.shutdown(wait=True, cancel_futures=True)
         if self._connection is not None:
             self._connection.close()
             self._connection = None
@@ -92,19 +98,32 @@ class Feed:
 
         :param share: how many sources are read at the same time.
         """
-        rows = max(self._read_rows // share, 1)
+        # One slice is being used while the next one is read.
+        rows = max(self._read_rows // (2 * share), 1)
         key = (source.manifest.series, source.series)
         self._used[key] = Digest()
-        for segment in source.segments(interval):
-            begins = True
-            for span, files in source.slices(segment, rows):
-                table = self._read(source, files, span)
-                self._used[key] += self._checked(source, files, span, table)
-                if source.derived:
-                    table = roll_up(table, source.series.timeframe).table
-                if table.num_rows:
-                    yield Piece(table, begins)
-                    begins = False
+        ahead: deque[Future[tuple[Piece, Digest]]] = deque()
+        for begins, span, files in _steps(source, interval, rows):
+            ahead.append(self._reader.submit(self._load, source, files, span, begins))
+            if len(ahead) > 1:
+                yield from self._used_piece(key, ahead.popleft())
+        while ahead:
+            yield from self._used_piece(key, ahead.popleft())
+
+    def _used_piece(self, key: tuple[Series, Series], read: Future[tuple[Piece, Digest]]) -> Iterator[Piece]:
+        piece, used = read.result()
+        self._used[key] += used
+        yield piece
+
+    def _load(
+        self, source: Source, files: Sequence[ArchiveFile], span: Interval, begins: bool
+    ) -> tuple[Piece, Digest]:
+        """One slice: read, checked, and rolled up where the series is a larger one. Runs in the reading thread."""
+        table = self._read(source, files, span)
+        used = self._checked(source, files, span, table)
+        if source.derived:
+            table = roll_up(table, source.series.timeframe).table
+        return Piece(table, begins), used
 
     def _read(self, source: Source, files: Sequence[ArchiveFile], span: Interval) -> pa.Table:
         folder = series_folder(self._root, source.manifest.series)
@@ -178,6 +197,15 @@ class Feed:
         ).clip(span.start, span.end)
         timeframe = source.manifest.series.timeframe
         return present - IntervalSet.of_candles(open_times_ms(table), timeframe)
+
+
+def _steps(source: Source, interval: Interval, rows: int) -> Iterator[tuple[bool, Interval, list[ArchiveFile]]]:
+    """Every slice to read, and whether it is the first of a run without holes."""
+    for segment in source.segments(interval):
+        begins = True
+        for span, files in source.slices(segment, rows):
+            yield begins, span, files
+            begins = False
 
 
 def _literal(path: Path) -> str:
