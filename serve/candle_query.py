@@ -79,7 +79,7 @@ async def candle_query(
     forming = yes_or_no(include_forming, "include_forming")
     as_of_ms = _as_of(request, as_of)
     if cursor is None:
-        start_ms, end_ms = await _range(request, series, start, end, forming)
+        start_ms, end_ms = await _range(request, series, start, end)
     else:
         if start is not None:
             raise BadInput("cursor", cursor, "either cursor or start, not both")
@@ -115,7 +115,7 @@ async def batch_query(
     exchange, length = check_exchange(exchange), Timeframe.parse(timeframe)
     series = tuple(Series(exchange, symbol, length) for symbol in _symbols(symbols))
     forming = yes_or_no(include_forming, "include_forming")
-    start_ms, end_ms = await _range(request, series[0], start, end, forming)
+    start_ms, end_ms = await _range(request, series[0], start, end)
     return CandleQuery(
         series=series,
         start_ms=start_ms,
@@ -136,7 +136,7 @@ def _as_of(request: Request, text: str | None) -> int | None:
 
 
 async def _range(
-    request: Request, series: Series, start: str | None, end: str | None, forming: bool
+    request: Request, series: Series, start: str | None, end: str | None
 ) -> tuple[int | None, int | None]:
     clock: Clock = request.app.state.clock
     start_ms, end_ms = instant(start, "start"), instant(end, "end")
@@ -144,11 +144,6 @@ async def _range(
         check_order(start_ms, end_ms)
     if start_ms is not None:
         await check_start(request.app.state.market_data, clock, series, start_ms)
-    if end_ms is None and forming:
-        # What is known ends where the forming candle begins. The exchange's clock may run ahead of ours.
-        known, _ = await request.app.state.market_data.coverage(series)
-        end_ms = series.timeframe.next(series.timeframe.floor(max(clock.now_ms(), known.end)))
-        end_ms = None if start_ms is not None and start_ms >= end_ms else end_ms
     return start_ms, end_ms
 
 

@@ -6,15 +6,15 @@ candle) and the database; process memory and the disk cache take their place in 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 
 from market.candle import no_candles, open_times_ms
-from market.clock import Clock, iso
-from market.coverage import CoverageState, Covered
+from market.clock import LATEST_MS, Clock, iso
+from market.coverage import CoverageState, Covered, gaps, known
 from market.errors import BadInput, NotFound
 from market.fingerprint import dataset_fingerprint, digest
 from market.instrument import Instrument, Series
@@ -22,7 +22,7 @@ from market.interval import Interval, IntervalSet
 from market.rollup import roll_up
 from market.timeframe import ONE_MINUTE, Int64s
 from store.answer import CandleAnswer, SeriesInfo
-from store.derived import derive, prefer
+from store.derived import derive, prefer, windows
 from store.ledger import clip, learn, outside
 from store.live import LiveCandles
 from store.sqlite.store import SqliteStore, StoredPage
@@ -104,9 +104,11 @@ class MarketData:
         if limit is not None and limit < 1:
             raise BadInput("limit", limit, "a whole number above 0")
         kept = await self._kept(series)
-        known = kept.known
-        start = start_ms if start_ms is not None else (known.start if known else 0)
-        end = end_ms if end_ms is not None else max(known.end if known else 0, start + 1)
+        whole = kept.known
+        start = start_ms if start_ms is not None else (whole.start if whole else 0)
+        end = end_ms if end_ms is not None else max(whole.end if whole else 0, start + 1)
+        if end_ms is None and include_forming:
+            end = max(end, self._forming_end(series, kept))
         if start >= end:
             if start_ms is not None:
                 raise BadInput("end", iso(end), f"an instant after start ({iso(start)}); ranges are [start, end)")
@@ -118,17 +120,21 @@ class MarketData:
         if kept.derivable:
             inside = await self._ledger(series, kept, answered)
             if as_of_ms is not None:
-                whole = page.table.filter(pa.array(page.missing == 0))
-                inside = _as_known(inside, whole, series, as_of_ms)
+                complete = page.table.filter(pa.array(page.missing == 0))
+                inside = _as_known(inside, complete, series, as_of_ms)
         table = page.table.append_column("missing", pa.array(page.missing, pa.int32()))
         if include_forming:
-            table = await self._with_forming(table, series, kept, asked, page)
+            room = Interval(start, max(end, LATEST_MS)) if end_ms is None else asked
+            heard = self._forming(series, kept, room, page, as_of_ms)
+            table = table.append_column("closed", pa.array(np.ones(table.num_rows, np.bool_)))
+            if heard is not None:
+                table = pa.concat_tables([table, await self._formed(series, kept, heard)])
         return CandleAnswer(
             series=series,
             interval=answered,
             table=table,
             coverage=tuple(inside),
-            gaps=self._gaps(answered, inside),
+            gaps=_gaps(answered, inside, self._at(as_of_ms)),
             fingerprint=dataset_fingerprint([(series, digest(page.table))]),
             next_start=page.next_start,
             tier=DATABASE_TIER,
@@ -176,7 +182,7 @@ class MarketData:
     async def gaps(self, series: Series, interval: Interval | None = None) -> tuple[Interval, IntervalSet]:
         """What a backfill of `interval` would have to fetch."""
         whole, ledger = await self.coverage(series, interval)
-        return whole, self._gaps(whole, ledger)
+        return whole, _gaps(whole, ledger, self._clock.now_ms())
 
     async def instruments(self, exchange: str | None = None) -> list[Instrument]:
         """Known instruments."""
@@ -201,8 +207,8 @@ class MarketData:
         facts = [one for one in (native, base) if one is not None]
         if facts:
             bounds = [one.known for one in facts if one.known is not None]
-            known = Interval(min(one.start for one in bounds), max(one.end for one in bounds)) if bounds else None
-            return _Kept(native is not None, base is not None, facts[0].origin_ms, known)
+            hull = Interval(min(one.start for one in bounds), max(one.end for one in bounds)) if bounds else None
+            return _Kept(native is not None, base is not None, facts[0].origin_ms, hull)
         stored = [one.series for one in await self._store.series()]
         exchanges = sorted({one.exchange for one in stored})
         if series.exchange not in exchanges:
@@ -220,8 +226,8 @@ class MarketData:
         ledger = await self._store.coverage(series.at(ONE_MINUTE) if kept.derivable else series, interval)
         if not (kept.derivable and kept.native):
             return ledger
-        known = IntervalSet(one.interval for one in ledger)
-        own = outside(await self._store.coverage(series, interval), known)
+        minutes = IntervalSet(one.interval for one in ledger)
+        own = outside(await self._store.coverage(series, interval), minutes)
         return sorted([*ledger, *own], key=lambda one: one.interval)
 
     async def _closed(
@@ -245,24 +251,26 @@ class MarketData:
         pages: list[_Page] = []
         rows = 0
         # Windows without trades give no candle, so `limit` rows may need more than `limit` windows.
-        for windows in _windows(series, kept, asked, more, newest):
-            pages.append(await self._derived(series, kept, windows, as_of_ms))
+        if kept.known is None:
+            return _concat(pages)
+        for run in windows(series.timeframe, ONE_MINUTE, kept.origin_ms, kept.known, asked, more, newest):
+            pages.append(await self._derived(series, kept, run, as_of_ms))
             rows += pages[-1].table.num_rows
             if more is not None and rows >= more:
                 break
         return _cut(_concat(pages[::-1] if newest else pages), limit, newest)
 
-    async def _derived(self, series: Series, kept: _Kept, windows: Interval, as_of_ms: int | None) -> _Page:
+    async def _derived(self, series: Series, kept: _Kept, run: Interval, as_of_ms: int | None) -> _Page:
         minutes = series.at(ONE_MINUTE)
-        base = await self._stored(minutes, windows, None, False, as_of_ms)
+        base = await self._stored(minutes, run, None, False, as_of_ms)
         coverage = base.coverage
         if as_of_ms is not None:
             coverage = _as_known(coverage, base.table, minutes, as_of_ms)
-        known = IntervalSet(one.interval for one in coverage)
-        derived = derive(base.table, known, ONE_MINUTE, series.timeframe, kept.origin_ms)
+        there = known(coverage, self._at(as_of_ms))
+        derived = derive(base.table, there, ONE_MINUTE, series.timeframe, kept.origin_ms)
         if not kept.native:
             return _Page(derived.table, derived.missing, [], None)
-        native = await self._stored(series, windows, None, False, as_of_ms)
+        native = await self._stored(series, run, None, False, as_of_ms)
         table, missing = prefer(derived, native.table)
         return _Page(table, missing, [], None)
 
@@ -272,62 +280,53 @@ class MarketData:
         """Closed candles in their own timeframe, from the first tier that has them."""
         return await self._store.page(series, interval, limit=limit, newest=newest, as_of_ms=as_of_ms)
 
-    async def _with_forming(
-        self, table: pa.Table, series: Series, kept: _Kept, interval: Interval, page: _Page
-    ) -> pa.Table:
-        marked = table.append_column("closed", pa.array(np.ones(table.num_rows, np.bool_)))
+    def _held(self, series: Series, kept: _Kept) -> tuple[pa.Table, int] | None:
+        """The forming candle of the series, or of the minutes it is made of."""
         held = self._live.get(series)
         if held is None and kept.derivable:
             held = self._live.get(series.at(ONE_MINUTE))
-        if held is None or page.next_start is not None:
-            return marked
-        row = held[0]
-        row_opened = int(open_times_ms(row)[0])
-        opened = series.timeframe.floor(row_opened, kept.origin_ms)
-        last = int(open_times_ms(page.table)[-1]) if page.table.num_rows else -1
-        if opened <= last or opened not in interval:
-            return marked
-        parts = [row]
-        if opened < row_opened:
-            parts.insert(
-                0, await self._stored(series.at(ONE_MINUTE), Interval(opened, row_opened), None, False, None)
-            )
+        return held
+
+    def _forming_end(self, series: Series, kept: _Kept) -> int:
+        """The end of the bucket that is forming; 0 where none is held."""
+        held = self._held(series, kept)
+        return series.timeframe.next(_bucket(series, kept, held[0])) if held else 0
+
+    def _at(self, as_of_ms: int | None) -> int:
+        return self._clock.now_ms() if as_of_ms is None else as_of_ms
+
+    def _forming(
+        self, series: Series, kept: _Kept, room: Interval, page: _Page, as_of_ms: int | None
+    ) -> pa.Table | None:
+        """What router memory holds of the bucket after the closed ones: its own candle, or its newest minute's."""
+        held = self._live.get(series)
+        if held is None and kept.derivable:
+            held = self._live.get(series.at(ONE_MINUTE))
+        if held is None or page.next_start is not None or (as_of_ms is not None and held[1] > as_of_ms):
+            return None
+        opened = series.timeframe.floor(int(open_times_ms(held[0])[0]), kept.origin_ms)
+        closed = kept.known is not None and series.timeframe.next(opened) <= kept.known.end
+        return held[0] if opened in room and not closed else None
+
+    async def _formed(self, series: Series, kept: _Kept, row: pa.Table) -> pa.Table:
+        """The forming candle, with the minutes of its bucket that are stored already."""
+        heard = int(open_times_ms(row)[0])
+        opened = series.timeframe.floor(heard, kept.origin_ms)
+        parts, missing = [row], 0
+        if opened < heard:
+            earlier = await self._stored(series.at(ONE_MINUTE), Interval(opened, heard), None, False, None)
+            parts.insert(0, earlier.table)
+            there = known(earlier.coverage, self._clock.now_ms()).duration
+            missing = (heard - opened - there) // ONE_MINUTE.milliseconds
         forming = roll_up(pa.concat_tables(parts), series.timeframe, kept.origin_ms).table
-        forming = forming.append_column("missing", pa.array([0], pa.int32()))
-        return pa.concat_tables([marked, forming.append_column("closed", pa.array([False]))])
-
-    def _gaps(self, interval: Interval, ledger: Sequence[Covered]) -> IntervalSet:
-        now = self._clock.now_ms()
-        asked = IntervalSet([interval])
-        known = IntervalSet(one.interval for one in ledger if one.expires_at is None or one.expires_at > now)
-        # The future is not missing. What the ledger knows may lie ahead of our clock (a simulated exchange).
-        horizon = max([now, *(one.interval.end for one in ledger)])
-        return (asked - known).clip(0, horizon)
+        forming = forming.append_column("missing", pa.array([missing], pa.int32()))
+        return forming.append_column("closed", pa.array([False]))
 
 
-def _windows(series: Series, kept: _Kept, asked: Interval, count: int | None, newest: bool) -> Iterator[Interval]:
-    """Runs of whole, closed buckets that open inside `asked`, `count` at a time, in the order they are wanted.
-
-    A bucket is closed once the ledger knows something at or after its end: the clock is not asked, because a
-    simulated exchange may live in another time than we do.
-    """
-    timeframe, origin = series.timeframe, kept.origin_ms
-    if kept.known is None:
-        return
-    first = timeframe.ceil(max(asked.start, timeframe.floor(kept.known.start, origin)), origin)
-    last = min(timeframe.floor(kept.known.end, origin), timeframe.ceil(asked.end, origin))
-    while first < last:
-        if count is None:
-            yield Interval(first, last)
-            return
-        if newest:
-            start = max(first, timeframe.next(last, -count))
-            yield Interval(start, last)
-            last = start
-        else:
-            end = min(last, timeframe.next(first, count))
-            yield Interval(first, end)
-            first = end
+def _gaps(interval: Interval, ledger: Sequence[Covered], at_ms: int) -> IntervalSet:
+    # The future is not missing. What the ledger knows may lie ahead of our clock (a simulated exchange).
+    horizon = max([at_ms, *(one.interval.end for one in ledger)])
+    return gaps(interval, ledger, at_ms).clip(0, horizon)
 
 
 def _concat(pages: list[_Page]) -> _Page:
