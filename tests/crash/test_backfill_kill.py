@@ -8,6 +8,7 @@ import os
 import random
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -29,8 +30,8 @@ pytestmark = [pytest.mark.crash, pytest.mark.recorded]
 RANGE = Interval(to_ms("2023-01-20"), to_ms("2023-04-01"))
 SYMBOLS = {"BTC/USDT": "BTCUSDT", "ETH/USDT": "ETHUSDT"}
 KILLS = 10
-#: Seconds a whole run takes at least, once it has begun to write; the moments of the kills lie within.
-LENGTH = 1.5
+#: Candles between the start of a run and its kill, at most; all kills together stay within the range.
+MOST_CANDLES = 15_000
 #: Seconds for a process to start, and for a whole run, at most.
 DEADLINE = 120.0
 DATABASE = "market_data.sqlite3"
@@ -50,27 +51,28 @@ def start(home: Path, url: str) -> subprocess.Popen[str]:
     )
 
 
-def size(home: Path) -> int:
-    """Bytes of the write-ahead log and the database together."""
-    return sum(path.stat().st_size for path in home.glob(DATABASE + "*"))
+def kill_at(process: subprocess.Popen[str], home: Path, candles: int) -> None:
+    """Kill the process once it has committed so many candles."""
 
-
-def kill_after(process: subprocess.Popen[str], home: Path, seconds: float) -> bool:
-    """Kill the process so many seconds after it began to write; false if it ended before that."""
-    before = size(home)
-    left = DEADLINE
-    while size(home) == before and left > 0:
-        left -= 0.02
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(0.02)
-            return False
-    try:
-        process.wait(seconds)
-    except subprocess.TimeoutExpired:
+    async def main() -> None:
+        before = await present()
+        stop = time.monotonic() + DEADLINE
+        while await present() < before + candles:
+            assert time.monotonic() < stop, "the backfill does not get on"
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(0.01)
+                output, errors = process.communicate()
+                raise AssertionError("the backfill ended before it was killed: " + output + errors)
         process.kill()
-        process.communicate()
-        return True
-    return False
+
+    async def present() -> int:
+        async with SqliteStore.opened(home / DATABASE, SystemClock(), read_only=True) as store:
+            ledgers = [await store.coverage(Series("binance", symbol, ONE_MINUTE)) for symbol in SYMBOLS]
+        held = IntervalSet(one.interval for one in ledgers[0] if one.state is CoverageState.PRESENT)
+        other = IntervalSet(one.interval for one in ledgers[1] if one.state is CoverageState.PRESENT)
+        return (held.duration + other.duration) // ONE_MINUTE.milliseconds
+
+    asyncio.run(main())
 
 
 def state(home: Path, symbol: str) -> tuple[pa.Table, IntervalSet, IntervalSet]:
@@ -100,20 +102,13 @@ def test_killed_at_ten_random_moments_a_rerun_completes(
         expected[symbol] = year.filter(pa.array((times >= RANGE.start) & (times < RANGE.end)))
     home = tmp_path / "home"
     home.mkdir()
-    killed, seen = 0, list[int]()
+    state(home, "BTC/USDT")
+    seen: list[int] = []
     with simulated_exchange(data=recorded / "candles", symbols=list(SYMBOLS), now_ms=to_ms("2024-01-02")) as url:
-        while killed < KILLS:
+        for _ in range(KILLS):
             process = start(home, url)
             try:
-                if kill_after(process, home, moments.uniform(0, LENGTH / KILLS)):
-                    killed += 1
-                else:
-                    # It was done before the moment came: begin anew, so that each kill hits a run at work.
-                    output, errors = process.communicate(timeout=DEADLINE)
-                    assert process.returncode == 0, output + errors
-                    for path in home.glob(DATABASE + "*"):
-                        path.unlink()
-                    continue
+                kill_at(process, home, moments.randrange(1, MOST_CANDLES))
             finally:
                 process.kill()
                 process.communicate()
@@ -122,7 +117,7 @@ def test_killed_at_ten_random_moments_a_rerun_completes(
                 seen.append(table.num_rows)
                 assert present == IntervalSet.of_candles(open_times_ms(table), ONE_MINUTE)
         # Most kills hit a run at work, or this test shows nothing.
-        assert len(set(seen)) > KILLS
+        assert len(set(seen)) >= KILLS
         final = start(home, url)
         output, errors = final.communicate(timeout=DEADLINE)
         assert final.returncode == 0, output + errors
