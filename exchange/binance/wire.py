@@ -28,15 +28,9 @@ from market.timeframe import Timeframe
 _KLINE_FIELDS = 12
 #: Position in a kline row of each decimal column.
 _DECIMAL_COLUMNS = {
-    "open": 1,
-    "high": 2,
-    "low": 3,
-    "close": 4,
-    "volume": 5,
-    "quote_volume": 7,
-    "taker_buy_volume": 9,
-    "taker_buy_quote_volume": 10,
-}
+    "open": 1, "high": 2, "low": 3, "close": 4, "volume": 5,
+    "quote_volume": 7, "taker_buy_volume": 9, "taker_buy_quote_volume": 10,
+}  # fmt: skip
 #: From here on eight decimals are more than the 15 digits a float64 keeps.
 _EXACT_TO = 9_000_000.0
 
@@ -215,24 +209,11 @@ def encode_kline_event(event: KlineEvent) -> dict[str, Any]:
     """The message :func:`parse_kline_event` reads."""
     row = encode_klines(event.table, event.timeframe)[0]
     kline = {
-        "t": row[0],
-        "T": row[6],
-        "s": event.exchange_symbol,
-        "i": event.timeframe.name,
-        "f": event.first_trade_id,
-        "L": event.last_trade_id,
-        "o": row[1],
-        "c": row[4],
-        "h": row[2],
-        "l": row[3],
-        "v": row[5],
-        "n": row[8],
-        "x": event.closed,
-        "q": row[7],
-        "V": row[9],
-        "Q": row[10],
-        "B": "0",
-    }
+        "t": row[0], "T": row[6], "s": event.exchange_symbol, "i": event.timeframe.name,
+        "f": event.first_trade_id, "L": event.last_trade_id,
+        "o": row[1], "c": row[4], "h": row[2], "l": row[3], "v": row[5], "n": row[8], "x": event.closed,
+        "q": row[7], "V": row[9], "Q": row[10], "B": "0",
+    }  # fmt: skip
     return {"e": "kline", "E": event.event_time, "s": event.exchange_symbol, "k": kline}
 
 
@@ -252,16 +233,9 @@ def parse_trade_event(message: Mapping[str, Any]) -> Trade:
 def encode_trade_event(trade: Trade, event_time: int) -> dict[str, Any]:
     """The message :func:`parse_trade_event` reads."""
     return {
-        "e": "trade",
-        "E": event_time,
-        "s": trade.exchange_symbol,
-        "t": trade.id,
-        "p": decimal(trade.price),
-        "q": decimal(trade.quantity),
-        "T": trade.time,
-        "m": trade.buyer_is_maker,
-        "M": True,
-    }
+        "e": "trade", "E": event_time, "s": trade.exchange_symbol, "t": trade.id, "p": decimal(trade.price),
+        "q": decimal(trade.quantity), "T": trade.time, "m": trade.buyer_is_maker, "M": True,
+    }  # fmt: skip
 
 
 def parse_agg_trade_event(message: Mapping[str, Any]) -> Trade:

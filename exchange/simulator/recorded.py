@@ -30,6 +30,7 @@ from market.timeframe import MINUTE_MS, Int64s
 _NAME = re.compile(r"binance_spot_([A-Z0-9]+)_1m_.*\.parquet\Z")
 _FILE_FORM = "a folder with files binance_spot_<SYMBOL>_1m_*.parquet"
 _REQUIRED = ("open_time_ms", "open", "high", "low", "close", "volume_base")
+_COLUMNS_FORM = "candles with the columns " + ", ".join(_REQUIRED)
 #: Our column: theirs.
 _RENAMED = {
     "open": "open",
@@ -107,10 +108,13 @@ def recorded_range(files: list[Path]) -> tuple[int, int]:
     for path in files:
         try:
             metadata = pq.read_metadata(path)
-            column = metadata.schema.names.index("open_time_ms")
+            names = metadata.schema.names
+            if missing := [name for name in _REQUIRED if name not in names]:
+                raise BadInput("--data", str(path), f"{_COLUMNS_FORM}; it lacks {', '.join(missing)}")
+            column = names.index("open_time_ms")
             groups = [metadata.row_group(at).column(column).statistics for at in range(metadata.num_row_groups)]
-        except (pa.ArrowException, OSError, ValueError) as exc:
-            raise BadInput("--data", str(path), f"a readable Parquet file with open_time_ms ({exc})") from exc
+        except (pa.ArrowException, OSError) as exc:
+            raise BadInput("--data", str(path), f"a readable Parquet file ({exc})") from exc
         known = [one for one in groups if one is not None and one.has_min_max]
         if len(known) < len(groups) or not known:
             times = pq.read_table(path, columns=["open_time_ms"]).column(0).to_pylist()
@@ -222,9 +226,8 @@ class _File:
             table = pq.read_table(path)
         except (pa.ArrowException, OSError) as exc:
             raise BadInput("--data", str(path), f"a readable Parquet file ({exc})") from exc
-        missing = [name for name in _REQUIRED if name not in table.column_names]
-        if missing or not table.num_rows:
-            raise BadInput("--data", str(path), "candles with the columns " + ", ".join(_REQUIRED))
+        if not table.num_rows or not set(_REQUIRED) <= set(table.column_names):
+            raise BadInput("--data", str(path), _COLUMNS_FORM)
         columns: dict[str, Any] = {"open_time": table.column("open_time_ms").to_numpy()}
         for ours, theirs in _RENAMED.items():
             if theirs in table.column_names:

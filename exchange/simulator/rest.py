@@ -65,6 +65,15 @@ def _handler(endpoint: Endpoint, exchange: Exchange, limit: WeightLimit) -> Call
     return handle
 
 
+async def broken(request: Request, exc: Exception) -> Response:
+    """The answer where a recording cannot be read after all."""
+    return Response(
+        orjson.dumps(encode_error(-1000, f"An unknown error occurred while processing the request: {exc}")),
+        500,
+        media_type="application/json;charset=UTF-8",
+    )
+
+
 async def not_found(request: Request, exc: Exception) -> Response:
     """The answer to an unknown path."""
     return Response(
@@ -133,8 +142,12 @@ def _klines(exchange: Exchange, query: Query) -> Any:
     timeframe = query.interval()
     start, end = query.number("startTime"), query.number("endTime")
     limit = query.limit(500, 1000)
+    now_ms = exchange.now_ms()
+    if start is not None and start > now_ms:
+        return []
     # Binance's endTime is inclusive.
-    table = market.klines(timeframe, exchange.now_ms(), start, None if end is None else end + 1, limit)
+    stop = None if end is None or end >= now_ms else end + 1
+    table = market.klines(timeframe, now_ms, start, stop, limit)
     return encode_klines(table, timeframe)
 
 

@@ -21,11 +21,11 @@ from exchange.simulator.faults import FaultInjector, read_faults
 from exchange.simulator.limits import WeightLimit
 from exchange.simulator.market import Market
 from exchange.simulator.recorded import RecordedTape, recorded_range, wanted_symbols
-from exchange.simulator.rest import not_found, rest_routes
+from exchange.simulator.rest import broken, not_found, rest_routes
 from exchange.simulator.streams import stream_routes
 from exchange.simulator.synthetic import DEFAULT_SYMBOLS, LISTED_MS, SyntheticTape
 from market.clock import LATEST_MS, SystemClock, iso
-from market.errors import BadInput, Terminal
+from market.errors import BadInput, ChandleryError, Terminal
 
 _GRACE_SECONDS = 2
 
@@ -129,7 +129,7 @@ async def running_simulator(config: SimulatorConfig) -> AsyncIterator[str]:
     limit = WeightLimit(SystemClock())
     app: Any = Starlette(
         routes=[*rest_routes(exchange, limit), *stream_routes(exchange)],
-        exception_handlers={404: not_found},
+        exception_handlers={404: not_found, ChandleryError: broken},
     )
     listener = _listener(config.host, config.port)
     server: _Server

@@ -76,10 +76,10 @@ class StreamSession:
         try:
             async with asyncio.TaskGroup() as group:
                 for name in names:
-                    try:
+                    # Binance takes any name in the address (clients number their connections that way) and stays
+                    # silent about those it does not know.
+                    with contextlib.suppress(_Invalid):
                         self._subscribe(name)
-                    except _Invalid as invalid:
-                        self._reply({"error": {"code": invalid.code, "msg": invalid.message}, "id": None})
                 group.create_task(self._listen())
                 group.create_task(self._watch())
                 group.create_task(self._send())

@@ -21,6 +21,7 @@ import pyarrow as pa
 
 from exchange.simulator.market import FirstIds, Listing
 from market.candle import Bools, Float64s, candles, no_candles
+from market.clock import LATEST_MS
 from market.errors import BadInput
 from market.instrument import check_symbol
 from market.timeframe import DAY_MS, MINUTE_MS, Int64s
@@ -126,16 +127,16 @@ class SyntheticTape:
         return FirstIds(int(day.first_print[minute]), int(day.first_trade[minute]))
 
     def minute_of_print(self, print_id: int) -> int | None:
-        day = LISTED_MS // DAY_MS + print_id // _PRINTS_A_DAY
-        return self._minute_of(day, self._day(day).first_print, print_id)
+        number = LISTED_MS // DAY_MS + print_id // _PRINTS_A_DAY
+        if number * DAY_MS >= LATEST_MS:
+            return None
+        return number * DAY_MS + _row_of(self._day(number).first_print, print_id) * MINUTE_MS
 
     def minute_of_trade(self, trade_id: int) -> int | None:
-        day = LISTED_MS // DAY_MS + trade_id // (_PRINTS_A_DAY + _EXTRA_A_DAY)
-        return self._minute_of(day, self._day(day).first_trade, trade_id)
-
-    def _minute_of(self, number: int, first: Int64s, id_: int) -> int:
-        minute = int(np.searchsorted(first, id_, side="right")) - 1
-        return number * DAY_MS + minute * MINUTE_MS
+        number = LISTED_MS // DAY_MS + trade_id // (_PRINTS_A_DAY + _EXTRA_A_DAY)
+        if number * DAY_MS >= LATEST_MS:
+            return None
+        return number * DAY_MS + _row_of(self._day(number).first_trade, trade_id) * MINUTE_MS
 
     def _day(self, number: int) -> _Day:
         day = self._days.get(number)
@@ -241,6 +242,11 @@ class SyntheticTape:
             "taker_buy_volume": bought / lot,
             "taker_buy_quote_volume": paid[0] / (tick * lot),
         }
+
+
+def _row_of(first: Int64s, id_: int) -> int:
+    """The minute of the day that holds an id, from the first id of each."""
+    return int(np.searchsorted(first, id_, side="right")) - 1
 
 
 def _shared(total: int, weights: Float64s) -> Int64s:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import ccxt.async_support as ccxt
+import ccxt.pro as ccxt_streams
 import httpx
 import pyarrow as pa
 import pytest
@@ -86,6 +87,25 @@ async def test_the_forming_kline_changes_and_the_closed_ones_do_not() -> None:
                 pass
     assert later[0] == first[0]
     assert later[1][8] >= first[1][8]
+
+
+async def test_far_away_times_and_ids_are_answered() -> None:
+    far = 2**63 - 1
+    async with simulated() as client:
+        for interval in ("1m", "3d", "1M"):
+            assert await klines(client, interval=interval, startTime=far) == []
+            assert await klines(client, interval=interval, endTime=0) == []
+            newest = await klines(client, interval=interval, endTime=far, limit=1)
+            assert newest == await klines(client, interval=interval, startTime=newest[0][0], endTime=far)
+            oldest = await klines(client, interval=interval, startTime=0, limit=2)
+            assert LISTED_MS - 3 * DAY_MS < oldest[0][0] <= LISTED_MS < oldest[1][0]
+        for path in ("aggTrades", "historicalTrades"):
+            response = await client.get(f"/api/v3/{path}", params={"symbol": "BTCUSDT", "fromId": far})
+            assert response.json() == []
+            response = await client.get(f"/api/v3/{path}", params={"symbol": "BTCUSDT", "fromId": 0, "limit": 1})
+            assert 0 in response.json()[0].values()
+        params = {"symbol": "BTCUSDT", "startTime": far, "endTime": far}
+        assert (await client.get("/api/v3/aggTrades", params=params)).json() == []
 
 
 @pytest.mark.parametrize(
@@ -244,6 +264,26 @@ async def test_kline_streams_close_every_candle_at_high_speed() -> None:
             (row[1], row[4], row[5], row[8], row[7]) for row in rows
         ]
         assert len(closed["ethusdt@kline_3m"]) >= 7
+
+
+async def test_unmodified_ccxt_streams_work() -> None:
+    async with simulated(speed=60) as client:
+        exchange = ccxt_streams.binance()
+        host = str(client.base_url).rstrip("/")
+        exchange.urls["api"] = {
+            name: host + "/" + url.split("/", 3)[3] if isinstance(url, str) and url.startswith("https://") else url
+            for name, url in exchange.urls["api"].items()
+        }
+        streams = host.replace("http", "ws", 1)
+        exchange.urls["api"]["ws"] = {**exchange.urls["api"]["ws"], "spot": f"{streams}/ws"}
+        try:
+            async with asyncio.timeout(20):
+                trades = await exchange.watch_trades("BTC/USDT")
+                assert trades[-1]["symbol"] == "BTC/USDT"
+                candles = await exchange.watch_ohlcv("ETH/USDT", "1m")
+                assert candles[-1][0] >= NOW - 30_000
+        finally:
+            await exchange.close()
 
 
 async def test_control_messages_as_binance_has_them() -> None:
