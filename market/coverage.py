@@ -38,7 +38,11 @@ class Covered:
     evidence: str | None = None
 
 
+def known(covered: Iterable[Covered], at_ms: int) -> IntervalSet:
+    """What the entries say anything of at that time: all but those that have expired."""
+    return IntervalSet(one.interval for one in covered if one.expires_at is None or one.expires_at > at_ms)
+
+
 def gaps(wanted: Interval, covered: Iterable[Covered], now_ms: int) -> IntervalSet:
     """The parts of `wanted` in no unexpired state: what a backfill has to fetch."""
-    known = IntervalSet(one.interval for one in covered if one.expires_at is None or one.expires_at > now_ms)
-    return IntervalSet([wanted]) - known
+    return IntervalSet([wanted]) - known(covered, now_ms)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import date, datetime
@@ -137,7 +137,12 @@ class IntervalSet:
 
     def clip(self, start: int, end: int) -> IntervalSet:
         """The part inside ``[start, end)``."""
-        return self & IntervalSet.of((start, end))
+        if start >= end:
+            return IntervalSet()
+        first = bisect_right(self._intervals, start, key=lambda one: one.end)
+        last = bisect_left(self._intervals, end, lo=first, key=lambda one: one.start)
+        inside = self._intervals[first:last]
+        return IntervalSet(Interval(max(one.start, start), min(one.end, end)) for one in inside)
 
 
 def parse_interval(

@@ -8,6 +8,7 @@ import pyarrow as pa
 
 from market.candle import CandleState, Refusal, no_candles
 from market.coverage import CoverageState
+from market.errors import BadInput
 from market.instrument import Series
 from market.interval import Interval
 
@@ -23,6 +24,12 @@ class Absence:
     evidence: str
     #: Epoch milliseconds after which it counts as unknown again; None for never.
     expires_at: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.state is CoverageState.PRESENT:
+            raise BadInput(
+                "state", self.state.value, "a state of absence; only a stored candle makes a range present"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +47,10 @@ class CandleBatch:
     absences: tuple[Absence, ...] = ()
     #: Rows that could not even be read as candles; they go to quarantine with the ones that break a rule.
     refusals: tuple[Refusal, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.state is CandleState.FORMING:
+            raise BadInput("state", self.state.name.lower(), "closed or verified; a forming candle is never stored")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +12,9 @@ from market.candle import open_times_ms
 from market.interval import Interval, IntervalSet
 from market.rollup import roll_up
 from market.timeframe import Int64s, Timeframe
+
+#: Base candles in memory at a time, about.
+_MOST_AT_ONCE = 100_000
 
 
 @dataclass(frozen=True)
@@ -33,12 +37,52 @@ def derive(
     rolled = roll_up(base, timeframe, origin_ms)
     starts = open_times_ms(rolled.table)
     ends = timeframe.next_all(starts)
-    missing = np.zeros(len(starts), np.int64)
-    expected = (ends - starts) // base_timeframe.milliseconds
-    for at in np.flatnonzero(rolled.parts < expected):
-        window = IntervalSet([Interval(int(starts[at]), int(ends[at]))])
-        missing[at] = (window - known.clip(int(starts[at]), int(ends[at]))).duration // base_timeframe.milliseconds
-    return DerivedCandles(rolled.table, missing)
+    absent = ends - starts - (known_before(known, ends) - known_before(known, starts))
+    return DerivedCandles(rolled.table, absent // base_timeframe.milliseconds)
+
+
+def windows(
+    timeframe: Timeframe,
+    base: Timeframe,
+    origin_ms: int,
+    known: Interval,
+    asked: Interval,
+    count: int | None,
+    newest: bool,
+) -> Iterator[Interval]:
+    """Runs of whole, closed buckets that open inside `asked`, in the order they are wanted.
+
+    A bucket is closed once something is known at or after its end: the clock is not asked, because a simulated
+    exchange may live in another time than we do.
+
+    :param known: from the first to the last instant the ledger says anything of.
+    :param count: candles wanted. Windows without trades give none, so the runs grow while they are being asked for.
+    """
+    first = timeframe.ceil(max(asked.start, timeframe.floor(known.start, origin_ms)), origin_ms)
+    last = min(timeframe.floor(known.end, origin_ms), timeframe.ceil(asked.end, origin_ms))
+    most = max(1, _MOST_AT_ONCE * base.seconds // timeframe.seconds)
+    run = most if count is None else min(count, most)
+    while first < last:
+        if newest:
+            start = max(first, timeframe.next(last, -run))
+            yield Interval(start, last)
+            last = start
+        else:
+            end = min(last, timeframe.next(first, run))
+            yield Interval(first, end)
+            first = end
+        run = min(run * 2, most)
+
+
+def known_before(known: IntervalSet, instants: Int64s) -> Int64s:
+    """For each instant, how many milliseconds before it are in `known`."""
+    bounds = np.array([(one.start, one.end) for one in known], np.int64).reshape(-1, 2)
+    ends_before = np.searchsorted(bounds[:, 1], instants, side="right")
+    whole = np.concatenate(([0], np.cumsum(bounds[:, 1] - bounds[:, 0])))
+    # The interval that an instant lies in counts up to the instant.
+    starts = np.append(bounds[:, 0], np.iinfo(np.int64).max)[ends_before]
+    before: Int64s = whole[ends_before] + np.maximum(instants - starts, 0)
+    return before
 
 
 def prefer(derived: DerivedCandles, native: pa.Table) -> tuple[pa.Table, Int64s]:

@@ -16,7 +16,8 @@ def learn(
     """The ledger after a batch.
 
     Present beats everything: a stored candle is there whatever the exchange says later. A newer absence replaces
-    an older one. Neighbours that say the same become one entry.
+    an older one, unless it says the same: then the ledger stays as it is. Neighbours that say the same become one
+    entry.
 
     :param known: disjoint entries, sorted; at least all that overlap or touch what is new.
     :param present: what the batch's candles cover.
@@ -37,7 +38,8 @@ def learn(
         )
         for one in absences
     ]
-    fresh += outside(_disjoint(claimed), present | stored)
+    claimed = _disjoint(claimed)
+    fresh += outside(claimed, present | stored | _repeated(claimed, known))
     kept = outside(known, IntervalSet(one.interval for one in fresh))
     return joined(sorted([*kept, *fresh], key=lambda one: one.interval))
 
@@ -50,6 +52,22 @@ def _disjoint(entries: list[Covered]) -> list[Covered]:
         if start < one.interval.end:
             found.append(replace(one, interval=Interval(start, one.interval.end)))
     return found
+
+
+def _repeated(claimed: Sequence[Covered], known: Sequence[Covered]) -> IntervalSet:
+    """Where disjoint, sorted claims say what is known already; one pass over both."""
+    found: list[Interval] = []
+    at = 0
+    for one in claimed:
+        while at < len(known) and known[at].interval.end <= one.interval.start:
+            at += 1
+        look = at
+        while look < len(known) and known[look].interval.start < one.interval.end:
+            if _same(known[look], one):
+                shared = known[look].interval
+                found.append(Interval(max(shared.start, one.interval.start), min(shared.end, one.interval.end)))
+            look += 1
+    return IntervalSet(found)
 
 
 def outside(entries: Sequence[Covered], cuts: IntervalSet) -> list[Covered]:

@@ -107,8 +107,6 @@ class MarketData:
         whole = kept.known
         start = start_ms if start_ms is not None else (whole.start if whole else 0)
         end = end_ms if end_ms is not None else max(whole.end if whole else 0, start + 1)
-        if end_ms is None and include_forming:
-            end = max(end, self._forming_end(series, kept))
         if start >= end:
             if start_ms is not None:
                 raise BadInput("end", iso(end), f"an instant after start ({iso(start)}); ranges are [start, end)")
@@ -124,7 +122,8 @@ class MarketData:
                 inside = _as_known(inside, complete, series, as_of_ms)
         table = page.table.append_column("missing", pa.array(page.missing, pa.int32()))
         if include_forming:
-            room = Interval(start, max(end, LATEST_MS)) if end_ms is None else asked
+            # Without an end, the forming candle follows the last closed one; the answer's interval stays closed.
+            room = asked if end_ms is not None else Interval(start, LATEST_MS)
             heard = self._forming(series, kept, room, page, as_of_ms)
             table = table.append_column("closed", pa.array(np.ones(table.num_rows, np.bool_)))
             if heard is not None:
@@ -279,18 +278,6 @@ class MarketData:
     ) -> StoredPage:
         """Closed candles in their own timeframe, from the first tier that has them."""
         return await self._store.page(series, interval, limit=limit, newest=newest, as_of_ms=as_of_ms)
-
-    def _held(self, series: Series, kept: _Kept) -> tuple[pa.Table, int] | None:
-        """The forming candle of the series, or of the minutes it is made of."""
-        held = self._live.get(series)
-        if held is None and kept.derivable:
-            held = self._live.get(series.at(ONE_MINUTE))
-        return held
-
-    def _forming_end(self, series: Series, kept: _Kept) -> int:
-        """The end of the bucket that is forming; 0 where none is held."""
-        held = self._held(series, kept)
-        return series.timeframe.next(_bucket(series, kept, held[0])) if held else 0
 
     def _at(self, as_of_ms: int | None) -> int:
         return self._clock.now_ms() if as_of_ms is None else as_of_ms

@@ -143,7 +143,7 @@ DELETE FROM candles WHERE instrument_id = :instrument_id AND timeframe = :timefr
 -- name: raise_state
 -- The same values were seen again, later: the candle is more final, nothing a reader sees changes.
 UPDATE candles SET state = :state
-WHERE instrument_id = :instrument_id AND timeframe = :timeframe AND open_time >= :start AND open_time <= :end
+WHERE instrument_id = :instrument_id AND timeframe = :timeframe AND open_time >= :start AND open_time < :end
   AND state < :state;
 
 -- name: read_chunks
@@ -165,7 +165,7 @@ SELECT interval_start, interval_end, state, source, learned_at, expires_at, evid
 WHERE instrument_id = :instrument_id AND timeframe = :timeframe
   AND interval_start >= coalesce((SELECT max(interval_start) FROM coverage
                                   WHERE instrument_id = :instrument_id AND timeframe = :timeframe
-                                    AND interval_start <= :start), :start)
+                                    AND interval_start < :start), :start)
   AND interval_start <= :end AND interval_end >= :start
 ORDER BY interval_start;
 

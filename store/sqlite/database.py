@@ -28,27 +28,35 @@ _OLDEST_SQLITE = (3, 37, 0)
 def connect(path: Path, *, read_only: bool) -> sqlite3.Connection:
     """A connection in autocommit mode; transactions are written out.
 
-    WAL with synchronous=FULL: a commit that returned survives a power cut.
+    synchronous=FULL: in the WAL mode that the schema sets, a commit that returned survives a power cut. Nothing is
+    written to the file here: it may be another program's.
 
     :raises StoreUnusable: the file cannot be opened, or is not a database.
     """
     if sqlite3.sqlite_version_info < _OLDEST_SQLITE:
         raise StoreUnusable(f"SQLite {sqlite3.sqlite_version} is too old; 3.37 or newer is needed")
+    uri = f"file:{quote(str(path.absolute()))}?mode={'ro' if read_only else 'rwc'}"
+    if read_only and _frozen(path):
+        uri += "&immutable=1"
     with translated(path):
-        if not read_only:
-            connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-            connection.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
-            connection.execute("PRAGMA journal_mode = WAL")
-            connection.execute("PRAGMA synchronous = FULL")
-            connection.execute("PRAGMA cache_size = -65536")
-            return connection
-        # A file on read-only media has no place for the WAL's index; nobody can be writing to it then.
-        mode = "mode=ro" if os.access(path.parent, os.W_OK) else "immutable=1"
-        uri = f"file:{quote(str(path))}?{mode}"
         connection = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False)
-        connection.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
-        connection.execute("PRAGMA query_only = ON")
+        try:
+            connection.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
+            if read_only:
+                connection.execute("PRAGMA query_only = ON")
+            else:
+                connection.execute("PRAGMA synchronous = FULL")
+                connection.execute("PRAGMA cache_size = -65536")
+        except BaseException:
+            connection.close()
+            raise
         return connection
+
+
+def _frozen(path: Path) -> bool:
+    """True where the folder has no place for the WAL's index, and no WAL that would have to be read with it."""
+    wal = path.with_name(path.name + "-wal")
+    return not os.access(path.parent, os.W_OK) and not (wal.exists() and wal.stat().st_size)
 
 
 def sqlite_version() -> str:
@@ -68,9 +76,9 @@ def translated(path: Path) -> Iterator[None]:
 def _in_our_words(error: sqlite3.Error, path: Path) -> ChandleryError:
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
     if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-        waited = BUSY_TIMEOUT_MS // 1000
+        waited = BUSY_TIMEOUT_MS / 1000
         return StoreBusy(
-            f"{path} is locked by another process for more than {waited} s; nothing was written, try again"
+            f"{path} is locked by another process for more than {waited:g} s; nothing was written, try again"
         )
     if code == sqlite3.SQLITE_FULL:
         return StoreUnusable(f"no space left for {path}; nothing of this batch was written")
@@ -91,12 +99,13 @@ def transaction(connection: sqlite3.Connection) -> Iterator[None]:
     connection.execute("BEGIN IMMEDIATE")
     try:
         yield
+        # The pages are written here, so this is where a disk turns out to be full.
+        connection.execute("COMMIT")
     except BaseException:
         # A full disk may already have rolled back by itself.
         if connection.in_transaction:
             connection.execute("ROLLBACK")
         raise
-    connection.execute("COMMIT")
 
 
 class Database:
@@ -148,7 +157,9 @@ class Database:
             try:
                 return work(connection)
             finally:
-                connection.execute("COMMIT")
+                # A damaged page may already have ended it.
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
 
     async def close(self) -> None:
         """Wait for what is under way and close every connection; the last one tidies the WAL away."""

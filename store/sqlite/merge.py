@@ -15,7 +15,7 @@ from market.timeframe import DAY_MS, TIMEFRAMES, Int64s, Timeframe
 from store.batch import CandleBatch, Written
 from store.ledger import learn
 from store.sqlite.coverage import read_coverage, replace_coverage
-from store.sqlite.rows import QUERIES, SeriesKey, to_rows, to_table
+from store.sqlite.rows import QUERIES, SeriesKey, fetched, to_rows
 
 
 @dataclass
@@ -24,6 +24,8 @@ class _Chunk:
 
     digest: Digest
     unverified: int
+    #: The series' revision when a reader last saw a change; None for "by this batch".
+    revision: int | None = None
 
 
 def chunk_starts(open_times: Int64s, timeframe: Timeframe) -> Int64s:
@@ -90,7 +92,7 @@ class Merge:
         starts = np.flatnonzero(np.concatenate(([True], chunks[1:] != chunks[:-1])))
         digests = group_digests(table, starts)
         stored = {
-            row[0]: _Chunk(Digest.of_hex(row[1], row[3]), row[2])
+            row[0]: _Chunk(Digest.of_hex(row[1], row[3]), row[2], row[4])
             for row in self._connection.execute(
                 QUERIES["read_chunks"],
                 self._key.names | {"start": int(chunks[0]), "end": int(chunks[-1]) + 1},
@@ -123,20 +125,21 @@ class Merge:
         """The same candles again, more final than before: no reader sees a change."""
         if not chunk.unverified or self._batch.state < CandleState.VERIFIED or not len(times):
             return
-        runs = IntervalSet.of_candles(times, self._batch.series.timeframe)
-        for run in runs:
-            raised = self._connection.execute(
+        raised = 0
+        for run in IntervalSet.of_candles(times, self._batch.series.timeframe):
+            raised += self._connection.execute(
                 QUERIES["raise_state"],
-                self._key.names | {"state": int(self._batch.state), "start": run.start, "end": run.end - 1},
+                self._key.names | {"state": int(self._batch.state), "start": run.start, "end": run.end},
             ).rowcount
+        if raised:
             chunk.unverified -= raised
-        self._touched[chunk_start] = chunk
+            self._touched[chunk_start] = chunk
 
     def _merge_chunk(self, chunk_start: int, chunk: _Chunk, part: pa.Table) -> None:
         """Compare row by row: some rows of this chunk are stored already, or differ."""
         times = open_times_ms(part)
         span = self._key.names | {"start": int(times[0]), "end": int(times[-1]) + 1}
-        stored = to_table(self._connection.execute(QUERIES["read_candles"], span | {"limit": -1}).fetchall())
+        stored = fetched(self._connection.execute(QUERIES["read_candles"], span | {"limit": -1}))
         states = np.array([row[1] for row in self._connection.execute(QUERIES["read_states"], span)], np.int64)
         stored_times = open_times_ms(stored)
         at = np.searchsorted(stored_times, times)
@@ -165,6 +168,7 @@ class Merge:
             less_final = CandleState.VERIFIED.value > int(self._batch.state)
             was_less_final = int((states[at[corrects]] < CandleState.VERIFIED).sum())
             chunk.unverified += (fresh.num_rows if less_final else 0) - was_less_final
+            chunk.revision = None
             self._touched[chunk_start] = chunk
         self._inserted += int((~there).sum())
         self._corrected += int(corrects.sum())
@@ -183,7 +187,7 @@ class Merge:
         return replace_coverage(self._connection, self._key, known, after)
 
     def _save_chunks(self) -> None:
-        revision = self._key.revision + (1 if self._inserted or self._corrected else 0)
+        now = self._key.revision + 1
         self._connection.executemany(
             QUERIES["save_chunk"],
             [
@@ -194,7 +198,7 @@ class Merge:
                     chunk.digest.rows,
                     chunk.unverified,
                     chunk.digest.hex,
-                    revision,
+                    now if chunk.revision is None else chunk.revision,
                 )
                 for start, chunk in self._touched.items()
             ],

@@ -16,6 +16,7 @@ from market.instrument import Instrument, Series
 from market.timeframe import DAY_MS, DEFAULT_ORIGIN_MS
 
 QUERIES = sql.queries("sqlite")
+_BLOCK = 16_384
 
 
 @dataclass(frozen=True)
@@ -90,10 +91,21 @@ def to_table(rows: Sequence[tuple[Any, ...]]) -> pa.Table:
     return pa.Table.from_arrays(arrays, schema=CANDLE_SCHEMA)
 
 
+def fetched(cursor: sqlite3.Cursor, newest_first: bool = False) -> pa.Table:
+    """All rows of a query in the order of the candle schema as a table, oldest first.
+
+    Rows are turned into columns a block at a time: as Python objects they take ten times the room.
+    """
+    tables = []
+    while rows := cursor.fetchmany(_BLOCK):
+        tables.append(to_table(rows[::-1] if newest_first else rows))
+    return pa.concat_tables(tables[::-1] if newest_first else tables) if tables else no_candles()
+
+
 def to_rows(table: pa.Table, key: SeriesKey, state: CandleState, learned_at: int) -> Iterator[tuple[Any, ...]]:
     """A table as parameters of ``insert_candle``, without holding all of them at once."""
     head, tail = (key.instrument_id, key.timeframe), (int(state), learned_at)
-    for batch in table.to_batches(max_chunksize=16_384):
+    for batch in table.to_batches(max_chunksize=_BLOCK):
         columns = [
             (column.cast(pa.int64()) if column.type == INSTANT else column).to_pylist() for column in batch.columns
         ]

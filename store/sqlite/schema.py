@@ -47,7 +47,10 @@ def upgrade(connection: sqlite3.Connection, path: Path) -> list[int]:
     :return: the versions this call applied.
     """
     applied: list[int] = []
-    if check(connection, path) == LATEST:
+    found = check(connection, path)
+    # Only after the check, so that nobody else's file is changed; a file that is in this mode stays as it is.
+    connection.execute("PRAGMA journal_mode = WAL")
+    if found == LATEST:
         return applied
     for number, _, text in MIGRATIONS:
         with transaction(connection):

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from market.candle import Refusal, open_times_ms
+from market.candle import Refusal, no_candles, open_times_ms
 from market.clock import Clock
-from market.coverage import CoverageState, Covered
+from market.coverage import CoverageState, Covered, known
 from market.fingerprint import Digest
 from market.instrument import Instrument, Series
 from market.interval import Interval, IntervalSet
@@ -25,7 +25,7 @@ from store.sqlite import schema
 from store.sqlite.coverage import read_coverage
 from store.sqlite.database import Database, check_home, transaction
 from store.sqlite.merge import Merge
-from store.sqlite.rows import QUERIES, SeriesKey, add_series, find_series, to_instrument, to_table
+from store.sqlite.rows import QUERIES, SeriesKey, add_series, fetched, find_series, to_instrument
 
 DATABASE_NAME = "market_data.sqlite3"
 
@@ -140,7 +140,7 @@ class SqliteStore:
         def work(connection: sqlite3.Connection) -> pa.Table:
             key = find_series(connection, series)
             if key is None:
-                return to_table([])
+                return no_candles()
             return _read(connection, key, Interval(start_ms, end_ms), limit, newest, as_of_ms)
 
         return await self._database.read(work)
@@ -159,7 +159,7 @@ class SqliteStore:
         def work(connection: sqlite3.Connection) -> StoredPage:
             key = find_series(connection, series)
             if key is None:
-                return StoredPage(table=to_table([]), coverage=[])
+                return StoredPage(table=no_candles(), coverage=[])
             table = _read(connection, key, interval, limit, newest, as_of_ms)
             start, end = interval.start, interval.end
             if limit is not None and table.num_rows == limit:
@@ -178,8 +178,8 @@ class SqliteStore:
             if key is None:
                 return None
             first, last = connection.execute(QUERIES["coverage_bounds"], key.names).fetchone()
-            known = None if first is None else Interval(first, last)
-            return SeriesFacts(revision=key.revision, origin_ms=key.origin_ms, known=known)
+            hull = None if first is None else Interval(first, last)
+            return SeriesFacts(revision=key.revision, origin_ms=key.origin_ms, known=hull)
 
         return await self._database.read(work)
 
@@ -284,8 +284,7 @@ def _read(
     asked = key.names | {"start": interval.start, "end": interval.end, "limit": -1 if limit is None else limit}
     if as_of_ms is not None:
         name, asked = name + "_as_of", asked | {"as_of": as_of_ms}
-    rows = connection.execute(QUERIES[name], asked).fetchall()
-    return to_table(rows[::-1] if newest else rows)
+    return fetched(connection.execute(QUERIES[name], asked), newest)
 
 
 def _info(connection: sqlite3.Connection, row: tuple[str, str, int, int, int, int, int], now_ms: int) -> SeriesInfo:
@@ -295,7 +294,6 @@ def _info(connection: sqlite3.Connection, row: tuple[str, str, int, int, int, in
     first, last = connection.execute(QUERIES["series_bounds"], key.names).fetchone()
     corrections, quarantined = connection.execute(QUERIES["series_counts"], key.names).fetchone()
     ledger = read_coverage(connection, key, 0, 2**62)
-    known = IntervalSet(one.interval for one in ledger if one.expires_at is None or one.expires_at > now_ms)
     empty = IntervalSet(one.interval for one in ledger if one.state is CoverageState.EMPTY)
     whole = IntervalSet([Interval(ledger[0].interval.start, ledger[-1].interval.end)]) if ledger else IntervalSet()
     return SeriesInfo(
@@ -308,7 +306,7 @@ def _info(connection: sqlite3.Connection, row: tuple[str, str, int, int, int, in
         sources=tuple(sorted({one.source for one in ledger})),
         corrections=corrections,
         quarantined=quarantined,
-        missing=sum(series.timeframe.count(one.start, one.end) for one in whole - known),
+        missing=sum(series.timeframe.count(one.start, one.end) for one in whole - known(ledger, now_ms)),
         verified_empty=sum(series.timeframe.count(one.start, one.end) for one in empty),
     )
 
