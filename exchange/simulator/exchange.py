@@ -42,7 +42,3 @@ class Exchange:
     def markets(self) -> list[Market]:
         """Every listed market, by symbol."""
         return [market for name in sorted(self._listed) if (market := self.market(name)) is not None]
-
-    def count(self) -> int:
-        """How many markets there are; opens none."""
-        return len(self._listed)

@@ -303,24 +303,22 @@ class Market:
         kept = self._kept.get(open_ms)
         if kept is not None:
             return kept
-        row = self._tape.candles(open_ms, open_ms + 1).to_pylist()
+        row = self._tape.candles(open_ms, open_ms + 1)
         prints: list[Print] = []
-        if row and row[0]["trades"]:
+        if row.num_rows and row.column("trades")[0].as_py():
             ids, following = self._tape.first_ids(open_ms), self._tape.first_ids(open_ms + MINUTE_MS)
-            prints = prints_of(self._minute(row[0], open_ms, following.print - ids.print))
+            prints = prints_of(self._minute(row, open_ms, following.print - ids.print))
         self._kept[open_ms] = prints
         if len(self._kept) > _KEPT_MINUTES:
             self._kept.popitem(last=False)
         return prints
 
-    def _minute(self, row: dict[str, object], open_ms: int, prints: int) -> Minute:
+    def _minute(self, row: pa.Table, open_ms: int, prints: int) -> Minute:
         def units(name: str, scale: int) -> int:
-            value = row[name]
-            return round(float(str(value)) * scale)
+            return round(row.column(name)[0].as_py() * scale)
 
         tick, lot = 10**self.listing.price_decimals, 10**self.listing.lot_decimals
-        table = self._tape.candles(open_ms, open_ms + 1)
-        early = table.column("early_close_time").cast(pa.int64())[0].as_py()
+        early = row.column("early_close_time").cast(pa.int64())[0].as_py()
         return Minute(
             open=units("open", tick),
             high=units("high", tick),

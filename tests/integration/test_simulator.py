@@ -407,3 +407,16 @@ async def test_a_signal_ends_it_cleanly() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
     async with asyncio.timeout(10):
         await task
+
+
+@pytest.mark.recorded
+async def test_a_recorded_market_runs_on_from_any_moment(recorded: Path) -> None:
+    now_ms = to_ms("2023-06-01T12:00:30Z")
+    async with simulated(data=recorded / "candles", symbols=("ARB/USDT",), now_ms=now_ms, speed=600) as client:
+        async with stream(client, "/ws/arbusdt@kline_1m") as ws, asyncio.timeout(20):
+            while not (kline := json.loads(await ws.recv())["k"])["x"]:
+                assert kline["t"] >= now_ms - 30_000
+        (row,) = await klines(client, symbol="ARBUSDT", startTime=kline["t"], limit=1)
+        assert (row[1], row[5], row[8]) == (kline["o"], kline["v"], kline["n"])
+        (entry,) = (await client.get("/api/v3/exchangeInfo")).json()["symbols"]
+        assert parse_instrument(entry).symbol == "ARB/USDT"
