@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -113,10 +115,25 @@ def _run(
     fresh = strategy.fresh()
     engine = Engine(fresh, finest(sources), costs, recorder.cash, recorder)
     try:
-        engine.run(merged(streams(sources, fresh, interval.start, pieces)), until_ms)
+        with _rare_collections():
+            engine.run(merged(streams(sources, fresh, interval.start, pieces)), until_ms)
     except StrategyFailed as error:
         return engine, str(error)
     return engine, None
+
+
+@contextmanager
+def _rare_collections() -> Iterator[None]:
+    """Fewer looks for cyclic garbage: a run keeps many small records and makes no cycles.
+
+    Worth an eighth of the time of a run with many fills. The setting is the whole process's, so it is put back.
+    """
+    before = gc.get_threshold()
+    gc.set_threshold(max(before[0], 50_000) if before[0] else 0, *before[1:])
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
 
 
 def _leaks(
