@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from market.candle import COLUMNS, check, open_times_ms
 from market.clock import LATEST_MS, Clock, iso
-from market.coverage import CoverageState
+from market.coverage import CoverageState, known
 from market.fingerprint import Digest, digest
 from market.instrument import Series
 from market.interval import Interval, IntervalSet
@@ -40,28 +41,27 @@ async def check_series(store: SqliteStore, series: Series, clock: Clock) -> list
     """Read a series from end to end, a month at a time, and compare it with all that is known of it."""
     findings: list[Finding] = []
     ledger = await store.coverage(series)
-    now = clock.now_ms()
-    known = IntervalSet(one.interval for one in ledger if one.expires_at is None or one.expires_at > now)
     present = IntervalSet(one.interval for one in ledger if one.state is CoverageState.PRESENT)
     if ledger:
         whole = IntervalSet.of((ledger[0].interval.start, ledger[-1].interval.end))
-        for gap in whole - known:
+        for gap in whole - known(ledger, clock.now_ms()):
             count = series.timeframe.count(gap.start, gap.end)
             findings.append(
                 _finding(series, "gap", gap, f"{count} candles are neither stored nor known to be empty")
             )
     facts = await store.facts(series)
     origin = DEFAULT_ORIGIN_MS if facts is None else facts.origin_ms
-    stored = IntervalSet()
+    runs: list[Interval] = []
     total = Digest()
     async for table in _months(store, series):
         total += digest(table)
-        stored |= IntervalSet.of_candles(open_times_ms(table), series.timeframe)
+        runs += IntervalSet.of_candles(open_times_ms(table), series.timeframe)
         _, refusals = check(table, series.timeframe, LATEST_MS, origin)
         for refusal in refusals[:_EXAMPLES]:
             opened = refusal.open_time or 0
             row = Interval(opened, series.timeframe.next(opened))
             findings.append(_finding(series, "rule", row, refusal.reason))
+    stored = IntervalSet(runs)
     for extra in stored - present:
         findings.append(_finding(series, "ledger", extra, "candles are stored that the ledger does not know"))
     for lacking in present - stored:
@@ -99,8 +99,8 @@ async def _months(store: SqliteStore, series: Series) -> AsyncIterator[pa.Table]
 async def _against_minutes(store: SqliteStore, series: Series) -> AsyncIterator[Finding]:
     """The stored candles of a larger timeframe against the ones its minutes make, where all minutes are known."""
     minutes = series.at(ONE_MINUTE)
-    known = IntervalSet(one.interval for one in await store.coverage(minutes))
-    if not known:
+    covered = IntervalSet(one.interval for one in await store.coverage(minutes))
+    if not covered:
         return
     facts = await store.facts(series)
     origin = DEFAULT_ORIGIN_MS if facts is None else facts.origin_ms
@@ -110,22 +110,24 @@ async def _against_minutes(store: SqliteStore, series: Series) -> AsyncIterator[
         derived = roll_up(await store.read(minutes, int(times[0]), end), series.timeframe, origin).table
         for opened, detail in _differences(native, derived):
             window = Interval(opened, series.timeframe.next(opened))
-            if not IntervalSet([window]) - known:
+            if covered.clip(window.start, window.end).duration == window.duration:
                 yield _finding(series, "derived", window, detail)
 
 
 def _differences(native: pa.Table, derived: pa.Table) -> Iterator[tuple[int, str]]:
-    times = open_times_ms(native)
-    at = np.searchsorted(open_times_ms(derived), times)
-    for row, (opened, place) in enumerate(zip(times, at, strict=True)):
-        if place == derived.num_rows or open_times_ms(derived)[place] != opened:
-            yield int(opened), f"the exchange has a {iso(int(opened))} candle, its minutes make none"
-            continue
-        ours, theirs = native.slice(row, 1).to_pylist()[0], derived.slice(int(place), 1).to_pylist()[0]
-        for name in COLUMNS[1:-1]:
-            if None not in (ours[name], theirs[name]) and ours[name] != theirs[name]:
-                yield int(opened), f"{name} is {ours[name]}, the minutes make {theirs[name]}"
-                break
+    times, made = open_times_ms(native), open_times_ms(derived)
+    for opened in np.setdiff1d(times, made):
+        yield int(opened), f"the exchange has a {iso(int(opened))} candle, its minutes make none"
+    ours = native.filter(pa.array(np.isin(times, made)))
+    theirs = derived.filter(pa.array(np.isin(made, times)))
+    both = open_times_ms(ours)
+    told = np.zeros(len(both), np.bool_)
+    for name in COLUMNS[1:-1]:
+        # What one of them does not know (null) cannot differ.
+        differs = pc.not_equal(ours.column(name), theirs.column(name)).fill_null(False).to_numpy() & ~told
+        for row in np.flatnonzero(differs):
+            yield int(both[row]), f"{name} is {ours.column(name)[row]}, the minutes make {theirs.column(name)[row]}"
+        told |= differs
 
 
 def _finding(series: Series, kind: str, interval: Interval, detail: str) -> Finding:

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from market.candle import CANDLE_SCHEMA, CandleState, open_times_ms
 from market.clock import Clock, iso
 from market.coverage import CoverageState
-from market.errors import StoreUnusable
+from market.errors import SchemaTooNew, StoreUnusable
 from market.fingerprint import Digest, digest
 from market.instrument import Series
 from market.timeframe import TIMEFRAMES, Timeframe
@@ -27,7 +27,7 @@ from store.archive.manifest import (
     series_folder,
 )
 from store.batch import Absence, CandleBatch, Written
-from store.files import locked, replacing
+from store.files import UNFINISHED, locked, replacing
 from store.sqlite.store import SqliteStore
 
 _LOCK = ".archive.lock"
@@ -78,7 +78,7 @@ class Archive:
         :raises StoreUnusable: the folder cannot be written; the old state is untouched.
         """
         with locked(self.root / _LOCK, "archive"):
-            before = await asyncio.to_thread(self.manifest, series)
+            before = await asyncio.to_thread(self._readable_manifest, series)
             had = {one.period: one for one in before.files} if before else {}
             # The ledger first: rows that arrive in between are then more than it says, never less.
             coverage = await store.coverage(series)
@@ -86,7 +86,7 @@ class Archive:
             written = 0
             for period, expected in _periods(await _chunk_digests(store, series), series.timeframe).items():
                 kept = had.get(period)
-                if kept and Digest.of_hex(kept.rows, kept.digest) == expected and self.path(series, kept).exists():
+                if kept and Digest.of_hex(kept.rows, kept.digest) == expected and self._stands(series, kept):
                     files.append(kept)
                     continue
                 start, end = period_bounds(period)
@@ -104,6 +104,22 @@ class Archive:
             size=sum(one.size for one in files),
             fingerprint=manifest.fingerprint,
         )
+
+    def _readable_manifest(self, series: Series) -> Manifest | None:
+        """The manifest to go on from; None for a damaged one, which is then written anew."""
+        try:
+            return self.manifest(series)
+        except SchemaTooNew:
+            raise
+        except StoreUnusable:
+            return None
+
+    def _stands(self, series: Series, file: ArchiveFile) -> bool:
+        """True if the file is there in its full length; :meth:`verify` reads it."""
+        try:
+            return self.path(series, file).stat().st_size == file.size
+        except OSError:
+            return False
 
     def _write_file(self, series: Series, period: str, table: pa.Table) -> ArchiveFile:
         times = open_times_ms(table)
@@ -136,9 +152,17 @@ class Archive:
             with replacing(folder / MANIFEST) as temporary:
                 temporary.write_bytes(manifest.to_json())
         named = {one.name for one in manifest.files} | {MANIFEST}
-        litter = [path for path in folder.iterdir() if path.name not in named]
-        for path in litter:
-            path.unlink()
+        # Only what a run of ours may have left; whatever else stands there is somebody's.
+        litter = [
+            one for one in folder.iterdir() if one.name not in named and one.suffix in (".parquet", UNFINISHED)
+        ]
+        try:
+            for path in litter:
+                path.unlink()
+        except OSError as error:
+            raise StoreUnusable(
+                f"{path} cannot be removed: {error.strerror}; the manifest does not name it"
+            ) from error
         return len(litter)
 
     def verify(self, series: Series) -> list[str]:
@@ -200,7 +224,7 @@ def read_candles(path: Path) -> pa.Table:
         # A handle of our own: a ParquetFile over a path keeps the file open until it is collected.
         with path.open("rb") as handle, pq.ParquetFile(handle) as parquet:
             table = parquet.read()
-    except (OSError, pa.ArrowInvalid) as error:
+    except (OSError, pa.ArrowException) as error:
         raise StoreUnusable(f"{path} cannot be read as Parquet: {error}") from error
     if not table.schema.equals(CANDLE_SCHEMA):
         raise StoreUnusable(f"{path} does not have the columns of candles: {', '.join(table.schema.names)}")

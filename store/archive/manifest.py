@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from market.coverage import CoverageState, Covered
-from market.errors import StoreUnusable
+from market.errors import BadInput, SchemaTooNew, StoreUnusable
 from market.fingerprint import Digest, dataset_fingerprint
 from market.instrument import Series
 from market.interval import Interval
@@ -107,12 +107,15 @@ class Manifest:
         """Read what :meth:`to_json` wrote.
 
         :param where: the file's path, for the error.
-        :raises StoreUnusable: not a manifest, or one of a newer version.
+        :raises StoreUnusable: not a manifest, or a damaged one.
+        :raises SchemaTooNew: written by a newer release.
         """
         try:
             raw: dict[str, Any] = json.loads(data)
-            if raw["format"] != FORMAT or raw["version"] > VERSION:
-                raise StoreUnusable(f"{where} is not a {FORMAT} manifest of version {VERSION} or older")
+            if raw["format"] != FORMAT:
+                raise ValueError(f"its format is not {FORMAT}")
+            if raw["version"] > VERSION:
+                raise SchemaTooNew(f"{where} has version {raw['version']}, this release knows {VERSION}")
             return Manifest(
                 series=Series.parse(raw["exchange"], raw["symbol"], raw["timeframe"]),
                 files=tuple(ArchiveFile(**one) for one in raw["files"]),
@@ -128,7 +131,7 @@ class Manifest:
                     for one in raw["coverage"]
                 ),
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (AttributeError, BadInput, KeyError, TypeError, ValueError) as error:
             raise StoreUnusable(
                 f"{where} is damaged: {error}; run `chandlery archive` to write it again"
             ) from error
