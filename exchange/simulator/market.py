@@ -315,7 +315,8 @@ class Market:
 
     def _minute(self, row: pa.Table, open_ms: int, prints: int) -> Minute:
         def units(name: str, scale: int) -> int:
-            return round(row.column(name)[0].as_py() * scale)
+            value: float = row.column(name)[0].as_py()
+            return round(value * scale)
 
         tick, lot = 10**self.listing.price_decimals, 10**self.listing.lot_decimals
         early = row.column("early_close_time").cast(pa.int64())[0].as_py()
