@@ -34,8 +34,8 @@ from market.timeframe import DAY_MS, TIMEFRAMES, Timeframe
 
 #: One HTTP exchange, milliseconds (ccxt's unit).
 REQUEST_TIMEOUT_MS = 10_000
-#: One call with its wait in ccxt's own queue, seconds.
-CALL_TIMEOUT = 60.0
+#: One call with its wait in ccxt's own queue, seconds; only a call that hangs takes so long.
+CALL_TIMEOUT = 90.0
 #: Candles to ask for where ccxt does not know an exchange's page size.
 _PAGE_UNKNOWN = 200
 _LARGEST_PAGE = 1000

@@ -13,11 +13,12 @@ from exchange.ccxt_client import REQUEST_TIMEOUT_MS, CcxtHistory
 from market.errors import NotFound
 
 
-def open_history(exchange: str, url: str | None = None) -> CcxtHistory:
+def open_history(exchange: str, url: str | None = None, *, timeout_ms: int = REQUEST_TIMEOUT_MS) -> CcxtHistory:
     """The history of the exchange with ccxt id `exchange`; nothing is sent yet. Close it when done.
 
     :param url: another address for every request to it (a simulated exchange, a proxy), for example
         ``http://127.0.0.1:9900``. Only scheme and host change; the paths are the exchange's own.
+    :param timeout_ms: how long one request may take, milliseconds.
     :raises NotFound: for an id that ccxt does not know, with the nearest ones.
     :raises BadInput: for an address that is not one.
     """
@@ -26,7 +27,9 @@ def open_history(exchange: str, url: str | None = None) -> CcxtHistory:
         near = get_close_matches(str(exchange).lower(), ccxt.exchanges, 5, 0.6)
         hint = "a ccxt exchange id" + (", such as " + ", ".join(near) if near else " such as binance, kraken, okx")
         raise NotFound("exchange", exchange, hint=hint)
-    client = getattr(ccxt, exchange)({"timeout": REQUEST_TIMEOUT_MS, **_settings(exchange)})
+    # The last answer, decoded or not, tells a web page from an empty list of candles.
+    common = {"timeout": timeout_ms, "enableLastJsonResponse": True, "enableLastResponseHeaders": True}
+    client = getattr(ccxt, exchange)({**common, **_settings(exchange)})
     if address is not None:
         client.urls["api"] = at_address(client.urls["api"], address)
     return BinanceHistory(client) if exchange in BINANCE_IDS else CcxtHistory(client)

@@ -23,8 +23,9 @@ from market.timeframe import Timeframe
 
 #: Exchange ids that speak this protocol.
 BINANCE_IDS = ("binance", "binanceus", "binanceusdm")
-#: ccxt settings for them. Binance counts weight per minute, so a rolling minute describes its rule; 80 % of it
-#: are used (ccxt's own figure is 50 ms for one unit of cost), which leaves room for others at this address.
+#: ccxt settings for them. Binance counts weight per minute, so a rolling minute describes its rule: 80 % of the
+#: allowance (ccxt's own figure for all of it is 50 ms for one unit of cost) may be used at any pace. ccxt's other
+#: way, one request at a time at an even pace, makes a backfill of a year twice as long.
 BINANCE_SETTINGS: dict[str, Any] = {
     "rateLimiterAlgorithm": "rollingWindow",
     "rollingWindowSize": 60_000.0,

@@ -12,11 +12,13 @@ import pyarrow as pa
 import pytest
 from simulated import simulated_exchange
 
+from exchange.binance.history import BinanceHistory
+from exchange.ccxt_client import CcxtHistory
 from exchange.history import open_history
 from ingest.backfill import BackfillRules, backfill
 from ingest.patience import History, Patience
 from ingest.report import SeriesReport
-from market.candle import open_times_ms
+from market.candle import COLUMNS, open_times_ms
 from market.clock import SystemClock, to_ms
 from market.coverage import CoverageState
 from market.errors import BadInput, ExchangeUnavailable, NotFound, RateLimited
@@ -35,11 +37,13 @@ QUICK = BackfillRules(patience=Patience(attempts=4, first_wait=0.01, longest_wai
 Outcome = TypeVar("Outcome")
 
 
-def with_store(home: Path, url: str, work: Callable[[SqliteStore, History], Awaitable[Outcome]]) -> Outcome:
+def with_store(
+    home: Path, url: str, work: Callable[[SqliteStore, History], Awaitable[Outcome]], timeout_ms: int = 10_000
+) -> Outcome:
     """What `work` returns, given an open store and an open history."""
 
     async def main() -> Outcome:
-        history = open_history("binance", url)
+        history = open_history("binance", url, timeout_ms=timeout_ms)
         try:
             async with SqliteStore.opened(home / "market_data.sqlite3", SystemClock()) as store:
                 return await work(store, history)
@@ -50,7 +54,13 @@ def with_store(home: Path, url: str, work: Callable[[SqliteStore, History], Awai
 
 
 def fill(
-    home: Path, url: str, wanted: Interval, *symbols: str, rules: BackfillRules | None = None, timeframe: str = "1m"
+    home: Path,
+    url: str,
+    wanted: Interval,
+    *symbols: str,
+    rules: BackfillRules | None = None,
+    timeframe: str = "1m",
+    timeout_ms: int = 10_000,
 ) -> list[SeriesReport]:
     return with_store(
         home,
@@ -58,6 +68,7 @@ def fill(
         lambda store, history: backfill(
             history, store, SystemClock(), symbols, TIMEFRAMES[timeframe], wanted, rules=rules
         ),
+        timeout_ms,
     )
 
 
@@ -134,6 +145,7 @@ PASSING = {
     "html": {"do": "html", "path": "/api/v3/", "from": 1, "count": 3},
     "half a body": {"do": "half_body", "path": "/api/v3/", "from": 1, "count": 3},
     "nothing": {"do": "empty", "path": "/api/v3/", "from": 1, "count": 3},
+    "hanging": {"do": "hang", "seconds": 30, "path": "/api/v3/", "from": 1, "count": 3},
     "half the rows": {"do": "partial", "path": "/api/v3/klines", "from": 1, "count": 1},
 }
 
@@ -146,7 +158,7 @@ def test_a_passing_fault_leaves_no_trace(
     with simulated_exchange(
         data=recorded / "candles", symbols=["BTC/USDT"], now_ms=NOW, faults=[PASSING[fault]], folder=tmp_path
     ) as url:
-        (report,) = fill(tmp_path, url, DAY, "BTC/USDT", rules=QUICK)
+        (report,) = fill(tmp_path, url, DAY, "BTC/USDT", rules=QUICK, timeout_ms=1_000)
     year = recorded_candles("binance_spot_BTCUSDT_1m_2023-01-01", "1m")
     times = open_times_ms(year)
     expected = year.filter(pa.array((times >= DAY.start) & (times < DAY.end)))
@@ -220,6 +232,28 @@ def test_larger_timeframes_are_filled_likewise(timeframe: str, tmp_path: Path) -
     assert report.stored + report.verified_empty == step.count(wanted.start, wanted.end)
     assert report.stored > 0
     assert again.written == 0
+
+
+def test_an_exchange_known_to_ccxt_only_is_filled_with_what_ccxt_parses(tmp_path: Path) -> None:
+    """The general client, here on the same protocol: six columns, the first candle found by days, a web page."""
+    wanted = Interval(to_ms("2012-01-01"), to_ms("2020-01-03"))
+
+    async def work(store: SqliteStore, history: History) -> list[SeriesReport]:
+        assert isinstance(history, BinanceHistory)
+        general = CcxtHistory(history._ccxt)
+        return await backfill(general, store, SystemClock(), ["BTC/USDT"], ONE_MINUTE, wanted, rules=QUICK)
+
+    page = {"do": "html", "path": "/api/v3/klines", "from": 2, "count": 2}
+    with simulated_exchange(seed=7, now_ms=to_ms("2020-02-01"), faults=[page], folder=tmp_path) as url:
+        (report,) = with_store(tmp_path / "general", url, work)
+        (raw,) = fill(tmp_path / "raw", url, wanted, "BTC/USDT")
+    general, complete = stored(tmp_path / "general", BTC, wanted), stored(tmp_path / "raw", BTC, wanted)
+    assert report.complete
+    assert report.requests < 40
+    assert (report.stored, report.verified_empty) == (raw.stored, raw.verified_empty)
+    assert general.select(COLUMNS[:6]).equals(complete.select(COLUMNS[:6]))
+    assert general.column("trades").null_count == general.num_rows
+    assert raw.stored > 1000
 
 
 class TestRunningExchange:

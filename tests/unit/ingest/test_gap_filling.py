@@ -27,7 +27,7 @@ from market.errors import (
     StoreUnusable,
 )
 from market.interval import Interval, IntervalSet
-from market.timeframe import DAY_MS, ONE_MINUTE
+from market.timeframe import DAY_MS, ONE_MINUTE, Timeframe
 
 RULES = BackfillRules(patience=Patience(attempts=3))
 
@@ -245,6 +245,33 @@ class TestTrouble:
         store.before_write = full
         with pytest.raises(StoreUnusable):
             run(ScriptedHistory(minutes(*range(10))), store, 0, 10, "BTC/USDT", "ETH/USDT")
+
+    def test_cancelled_in_a_page_nothing_of_it_is_stored_and_nobody_goes_on(self) -> None:
+        store = MemoryStore()
+
+        class Waiting(ScriptedHistory):
+            """Answers two pages, then never again."""
+
+            async def candles(self, symbol: str, timeframe: Timeframe, start_ms: int, end_ms: int) -> CandlePage:
+                if self.count("candles") == 2:
+                    waiting.set()
+                    await asyncio.Event().wait()
+                return await super().candles(symbol, timeframe, start_ms, end_ms)
+
+        async def main() -> int:
+            work = backfill(
+                Waiting(minutes(*range(100)), page=10), store, SystemClock(), ["BTC/USDT"], ONE_MINUTE, whole
+            )
+            task = asyncio.create_task(work)
+            await waiting.wait()
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            return len(asyncio.all_tasks())
+
+        waiting, whole = asyncio.Event(), Interval(START, START + 100 * MINUTE)
+        assert asyncio.run(main()) == 1
+        assert store.times(BTC) == minutes(*range(20))
 
     def test_instruments_are_saved(self) -> None:
         store = MemoryStore()
