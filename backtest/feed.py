@@ -29,7 +29,7 @@ from market.rollup import roll_up
 from store.archive.manifest import ArchiveFile, series_folder
 
 #: Archived rows in memory for all series together, at most about.
-READ_ROWS = 500_000
+READ_ROWS = 250_000
 
 #: Rows of some files with start <= open_time < end, in the candle schema's order of columns.
 _ROWS = """

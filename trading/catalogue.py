@@ -53,7 +53,21 @@ def load_strategy(name_or_file: str | Path, parameters: Mapping[str, object] | N
     :raises BadInput: naming the strategy, with the file's own line where there is one, or the parameter.
     """
     kind = strategy_class(name_or_file)
-    return kind(**(parameters or {}))
+    try:
+        strategy = kind(**(parameters or {}))
+    except BadInput:
+        raise
+    except Exception as error:
+        # Its own `start` ran, which is foreign code.
+        fault = _own_fault(kind, error)
+        if fault is None:
+            raise
+        raise fault from error
+    if not hasattr(strategy, "parameters"):
+        raise BadInput(
+            "strategy", str(name_or_file), f"a {kind.__name__} that sets itself up in start(), not __init__"
+        )
+    return strategy
 
 
 def strategy_class(name_or_file: str | Path) -> type[Strategy]:
@@ -95,16 +109,26 @@ def blamed(strategy: Strategy) -> Iterator[None]:
         raise
     except Exception as error:
         # A strategy is foreign code and may raise anything.
-        file = inspect.getfile(type(strategy))
-        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
-        if not lines:
+        fault = _own_fault(type(strategy), error)
+        if fault is None:
             raise
-        raise StrategyFailed(f"{Path(file).name} line {lines[-1]}: {type(error).__name__}: {error}") from error
+        raise fault from error
+
+
+def _own_fault(kind: type[Strategy], error: Exception) -> StrategyFailed | None:
+    """`error` with the line of the strategy's file that it came through; None where it came through none."""
+    file = inspect.getfile(kind)
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
+    return StrategyFailed(f"{Path(file).name} line {lines[-1]}: {type(error).__name__}: {error}") if lines else None
 
 
 def _imported(path: Path) -> ModuleType:
     # The digest in the name lets an edited file be loaded again beside the old one.
-    name = f"_strategy_{path.stem}_{sha256(str(path).encode() + path.read_bytes()).hexdigest()[:16]}"
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise BadInput("strategy", str(path), f"a file that can be read; {error.strerror}") from error
+    name = f"_strategy_{path.stem}_{sha256(str(path).encode() + content).hexdigest()[:16]}"
     if name in sys.modules:
         return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, path)
@@ -115,14 +139,14 @@ def _imported(path: Path) -> ModuleType:
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
-        # A foreign file may raise anything while it is imported.
+    except (Exception, SystemExit) as error:
+        # A foreign file may raise anything while it is imported, or try to leave.
         del sys.modules[name]
         raise BadInput("strategy", path.name, f"a file that imports; {_import_line(path, error)}") from error
     return module
 
 
-def _import_line(path: Path, error: Exception) -> str:
+def _import_line(path: Path, error: BaseException) -> str:
     if isinstance(error, SyntaxError) and error.filename == str(path):
         return f"line {error.lineno}: {error.msg}"
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from market.errors import BadInput, NotFound
+from market.errors import BadInput, NotFound, StrategyFailed
 from trading.catalogue import bundled, load_strategy, parse_parameters, source_sha256, strategy_class
 from trading.strategies.sma_cross import SmaCross
 
@@ -67,6 +67,7 @@ def test_what_is_not_there(name: str) -> None:
         ("import no_such_module_here\n", "line 1: ModuleNotFoundError"),
         ("def broken(:\n", "line 1: invalid syntax"),
         ("x = 1\n", "a class that extends"),
+        ("import sys\nsys.exit(3)\n", "line 2: SystemExit: 3"),
         (GOOD + GOOD[GOOD.index("class") :].replace("Mine", "Other"), "one strategy class; it has Mine, Other"),
         (GOOD.replace("def on_data", "def on_date"), "Mine with the method.s. on_data"),
         (GOOD.replace("candle, portfolio", "candle"), r"on_data \(line 11\) to take 2 argument"),
@@ -75,6 +76,18 @@ def test_what_is_not_there(name: str) -> None:
 def test_a_file_that_is_no_strategy(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(BadInput, match=message):
         load_strategy(written(tmp_path, text))
+
+
+def test_a_strategy_that_fails_while_it_is_set_up(tmp_path: Path) -> None:
+    path = written(tmp_path, GOOD + "\n    def start(self):\n        self.rate = 1 / 0\n")
+    with pytest.raises(StrategyFailed, match=r"mine.py line 15: ZeroDivisionError"):
+        load_strategy(path)
+
+
+def test_a_strategy_that_forgets_the_constructor(tmp_path: Path) -> None:
+    path = written(tmp_path, GOOD + "\n    def __init__(self, **parameters):\n        self.state = 1\n")
+    with pytest.raises(BadInput, match="sets itself up in start"):
+        load_strategy(path)
 
 
 def test_a_base_class_in_the_file_is_not_the_strategy(tmp_path: Path) -> None:
