@@ -10,11 +10,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
-import statistics
 import tempfile
-import time
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,8 +19,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from backtest.run import run_backtest
-from market.candle import candles, open_times_ms
+from bench.market import walk
+from bench.paired import Measured, paired
+from market.candle import open_times_ms
 from market.coverage import CoverageState, Covered
+from market.errors import Mismatch
 from market.fingerprint import digest
 from market.instrument import Series
 from market.interval import Interval
@@ -31,34 +31,13 @@ from market.timeframe import ONE_MINUTE, TIMEFRAMES
 from store.archive.manifest import MANIFEST, ArchiveFile, Manifest, series_folder
 from trading.catalogue import load_strategy
 
-FAST, SLOW = 10, 30
+#: Candles in the fast and the slow average.
+LENGTHS = ((10, 30), (50, 200))
+#: 1,000,000 candles/s where a bare loop does 6,500,000.
+BUDGET = 0.15
 #: Averages closer than this are equal, as in the strategy.
 ABOVE, BELOW = 1 + 1e-11, 1 - 1e-11
-#: 2022-01-01T00:00:00Z
-START = 1_640_995_200_000
 SERIES = Series("binance", "BTC/USDT", ONE_MINUTE)
-
-
-def market(count: int) -> pa.Table:
-    """A seeded random walk with every column that Binance gives, two decimals."""
-    rng = np.random.default_rng(1)
-    close = np.round(30_000 * np.exp(np.cumsum(rng.normal(0, 5e-4, count))), 2)
-    opens = np.concatenate(([30_000.0], close[:-1]))
-    volume = np.round(rng.uniform(0.1, 50, count), 5)
-    return candles(
-        {
-            "open_time": START + np.arange(count) * ONE_MINUTE.milliseconds,
-            "open": opens,
-            "high": np.round(np.maximum(opens, close) + rng.uniform(0, 5, count), 2),
-            "low": np.round(np.minimum(opens, close) - rng.uniform(0, 5, count), 2),
-            "close": close,
-            "volume": volume,
-            "quote_volume": np.round(volume * close, 5),
-            "trades": rng.integers(1, 5000, count),
-            "taker_buy_volume": np.round(volume / 2, 5),
-            "taker_buy_quote_volume": np.round(volume * close / 2, 5),
-        }
-    )
 
 
 def archive(root: Path, table: pa.Table) -> None:
@@ -94,12 +73,14 @@ def archive(root: Path, table: pa.Table) -> None:
     (folder / MANIFEST).write_bytes(manifest.to_json())
 
 
-def bare_loop(opens: list[float], closes: list[float], fee: float) -> tuple[int, float]:
+def bare_loop(
+    opens: list[float], closes: list[float], fast_length: int, slow_length: int, fee: float
+) -> tuple[int, float]:
     """The same rules with nothing around them: running sums, one position, fills at the next open."""
     cash, held, wanted, fills = 10_000.0, 0.0, 0, 0
-    fast_sum = sum(closes[SLOW - FAST : SLOW - 1])
-    slow_sum = sum(closes[: SLOW - 1])
-    for at in range(SLOW - 1, len(closes)):
+    fast_sum = sum(closes[slow_length - fast_length : slow_length - 1])
+    slow_sum = sum(closes[: slow_length - 1])
+    for at in range(slow_length - 1, len(closes)):
         if wanted:
             price = opens[at]
             if wanted > 0:
@@ -111,9 +92,9 @@ def bare_loop(opens: list[float], closes: list[float], fee: float) -> tuple[int,
         close = closes[at]
         fast_sum += close
         slow_sum += close
-        fast, slow = fast_sum / FAST, slow_sum / SLOW
-        fast_sum -= closes[at - FAST + 1]
-        slow_sum -= closes[at - SLOW + 1]
+        fast, slow = fast_sum / fast_length, slow_sum / slow_length
+        fast_sum -= closes[at - fast_length + 1]
+        slow_sum -= closes[at - slow_length + 1]
         if fast > slow * ABOVE:
             if not held:
                 wanted = 1
@@ -122,47 +103,24 @@ def bare_loop(opens: list[float], closes: list[float], fee: float) -> tuple[int,
     return fills, cash + held * closes[-1]
 
 
-def timed(work: Callable[[], object]) -> float:
-    """Seconds of wall time."""
-    started = time.perf_counter()
-    work()
-    return time.perf_counter() - started
-
-
-def measure(count: int, rounds: int) -> dict[str, object]:
-    """Both contenders, alternated."""
-    table = market(count)
+def measure(count: int, rounds: int) -> list[Measured]:
+    """Both contenders in turn, for a cross with many fills and one with few."""
+    table = walk(count)
     opens, closes = table.column("open").to_pylist(), table.column("close").to_pylist()
+    found = []
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         archive(root, table)
-        strategy = load_strategy("sma_cross", {"fast": FAST, "slow": SLOW})
-
-        def engine() -> object:
-            return run_backtest(root, strategy, "binance", ["BTC/USDT"], ONE_MINUTE)
-
-        result = run_backtest(root, strategy, "binance", ["BTC/USDT"], ONE_MINUTE)
-        bare_fills, bare_equity = bare_loop(opens, closes, 0.001)
-        ours, bare = [], []
-        for _ in range(rounds):
-            ours.append(timed(engine))
-            bare.append(timed(lambda: bare_loop(opens, closes, 0.001)))
-    ours_rate, bare_rate = count / statistics.median(ours), count / statistics.median(bare)
-    return {
-        "benchmark": "backtest",
-        "candles": count,
-        "rounds": rounds,
-        "python": platform.python_version(),
-        "event_driven_candles_per_second": round(ours_rate),
-        "bare_loop_candles_per_second": round(bare_rate),
-        "ratio": round(ours_rate / bare_rate, 4),
-        "budget_candles_per_second": 1_000_000,
-        "fills": len(result.fills),
-        "bare_loop_fills": bare_fills,
-        "final_equity": result.final_equity,
-        "bare_loop_final_equity": bare_equity,
-        "result_hash": result.result_hash,
-    }
+        for fast, slow in LENGTHS:
+            strategy = load_strategy("sma_cross", {"fast": fast, "slow": slow})
+            ours = partial(run_backtest, root, strategy, "binance", ["BTC/USDT"], ONE_MINUTE)
+            bare = partial(bare_loop, opens, closes, fast, slow, 0.001)
+            fills = len(ours().fills)
+            if fills != bare()[0]:
+                raise Mismatch(f"{fills} fills, and {bare()[0]} of the bare loop")
+            name = f"event-driven sma_cross {fast}/{slow}, {fills:,} fills"
+            found.append(paired(name, count, ours, "bare Python loop", bare, rounds=rounds, budget=BUDGET))
+    return found
 
 
 def main() -> None:
@@ -174,10 +132,10 @@ def main() -> None:
     options = parser.parse_args()
     found = measure(options.candles, options.rounds)
     if options.json:
-        print(json.dumps(found, indent=1))
+        print(json.dumps([one.to_json() for one in found], indent=1))
         return
-    for name, value in found.items():
-        print(f"{name:34} {value:,}" if isinstance(value, int | float) else f"{name:34} {value}")
+    for one in found:
+        print(one.line())
 
 
 if __name__ == "__main__":
