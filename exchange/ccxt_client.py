@@ -8,7 +8,8 @@ from exchange to exchange, so less is concluded from them than from Binance's ra
   buckets)`` are trusted to follow each other.
 * A window with rows is conclusive up to its last row: ccxt's idea of an exchange's page size may be too large.
 * A window without rows is conclusive, up to the first later row or its own end, unless the answer consists of
-  the exchange's newest candles; then nothing is concluded.
+  the exchange's newest candles; then nothing is concluded, and where none of them is wanted the request is
+  refused.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from decimal import Decimal
-from difflib import get_close_matches
 from typing import Any
 
 import ccxt.async_support as ccxt
@@ -26,9 +26,10 @@ import pyarrow as pa
 
 from exchange.errors import translated
 from exchange.page import CandlePage
+from exchange.symbol import unknown_symbol
 from market.candle import by_open_time, candles, no_candles, open_times_ms
-from market.clock import SystemClock
-from market.errors import BadInput, ExchangeUnavailable, NotFound
+from market.clock import SystemClock, iso
+from market.errors import BadInput, ExchangeRefused, ExchangeUnavailable
 from market.instrument import Instrument
 from market.timeframe import DAY_MS, TIMEFRAMES, Timeframe
 
@@ -72,6 +73,11 @@ class CcxtHistory:
         now = await self.server_time()
         if timeframe.next(int(later[-1]), _NEWEST_BUCKETS) > now:
             wanted = (times >= start_ms) & (times < end_ms)
+            if not wanted.any():
+                raise ExchangeRefused(
+                    f"{self.exchange} serves only its newest {len(times)} candles of {symbol} {timeframe}, from "
+                    f"{iso(int(times[0]))} on; nothing older can be had from it"
+                )
             return CandlePage(table=table.filter(pa.array(wanted)), reaches=start_ms)
         return CandlePage(table=no_candles(), reaches=min(end_ms, int(later[0])))
 
@@ -220,13 +226,6 @@ class CcxtHistory:
 def decimal(value: Any) -> Decimal | None:
     """A number of ccxt's as the decimal that its text shows."""
     return None if value is None else Decimal(str(value))
-
-
-def unknown_symbol(exchange: str, symbol: str, known: Sequence[str] | Any) -> NotFound:
-    """The error for a symbol that an exchange does not trade, with the nearest ones it does."""
-    near = get_close_matches(symbol.upper(), list(known), 5, 0.6)
-    accepted = f"a symbol that {exchange} trades"
-    return NotFound("symbol", symbol, hint=accepted + (", such as " + ", ".join(near) if near else ""))
 
 
 def parsed_candles(rows: Sequence[Any], exchange: str) -> pa.Table:

@@ -5,16 +5,16 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from typing import TypeVar
 
+from exchange.symbol import unknown_symbol
 from ingest.clock import ExchangeClock
 from ingest.gap_filler import CandleStore, Filled, GapFiller
 from ingest.patience import Gate, History, Patience, PatientHistory
 from ingest.report import NoProgress, Progress, SeriesReport
-from market.clock import Clock
+from market.clock import Clock, iso
 from market.coverage import CoverageState, gaps
-from market.errors import BadInput, ChandleryError, ExchangeRefused, Mismatch, NotFound, Retryable
+from market.errors import BadInput, ChandleryError, ExchangeRefused, Mismatch, Retryable
 from market.instrument import Instrument, Series
 from market.interval import Interval, IntervalSet
 from market.timeframe import Timeframe
@@ -54,8 +54,8 @@ async def backfill(
     :param clock: our own clock.
     :return: one report for each symbol, in their order.
     :raises NotFound: for a symbol the exchange does not trade, before any candle is asked for.
-    :raises BadInput: for a timeframe it does not serve, likewise.
-    :raises ExchangeUnavailable: if it cannot even be asked for its instruments.
+    :raises BadInput: for a timeframe it does not serve or a start in its future, likewise.
+    :raises ExchangeUnavailable: if it cannot even be asked for its time and its instruments.
     :raises StoreUnusable: if the store cannot be written; all series stop.
     """
     rules = rules or BackfillRules()
@@ -63,6 +63,9 @@ async def backfill(
     history.check_timeframe(timeframe)
     gate = Gate(rules.patience.longest_obeyed)
     first = PatientHistory(history, gate, rules.patience)
+    now = await ExchangeClock(first, clock).read()
+    if wanted.start >= now:
+        raise BadInput("since", iso(wanted.start), f"an instant before the exchange's now, {iso(now)}")
     instruments = await find_instruments(first, store, symbols)
     room = asyncio.Semaphore(rules.concurrency)
 
@@ -121,9 +124,7 @@ async def find_instruments(history: PatientHistory, store: CandleStore, symbols:
         raise BadInput("symbols", "", "at least one symbol, such as BTC/USDT")
     for symbol in symbols:
         if symbol not in by_symbol:
-            near = get_close_matches(symbol.upper(), list(by_symbol), 5, 0.6)
-            suffix = ", such as " + ", ".join(near) if near else ""
-            raise NotFound("symbol", symbol, hint=f"a symbol that {history.exchange} trades{suffix}")
+            raise unknown_symbol(history.exchange, symbol, by_symbol)
     await store.save_instruments(listed)
     return [by_symbol[symbol] for symbol in dict.fromkeys(symbols)]
 

@@ -17,7 +17,7 @@ from exchange.binance.history import BINANCE_SETTINGS, BinanceHistory
 from exchange.ccxt_client import CcxtHistory, parsed_candles
 from exchange.history import open_history
 from market.candle import COLUMNS, open_times_ms
-from market.errors import BadInput, ExchangeUnavailable, NotFound
+from market.errors import BadInput, ExchangeRefused, ExchangeUnavailable, NotFound
 from market.timeframe import ONE_MINUTE, TIMEFRAMES
 
 MINUTE = 60_000
@@ -219,6 +219,12 @@ class TestAnyExchange:
         )
         assert page.reaches == START
         assert page.table.num_rows == 101
+
+    def test_newest_candles_only_when_none_is_wanted_is_a_refusal(self) -> None:
+        newest = [ohlcv(NOW - at * MINUTE) for at in range(100, -1, -1)]
+        history = plain(lambda timeframe, since, limit: newest)
+        with pytest.raises(ExchangeRefused, match="plain serves only its newest 101 candles of B/U 1m, from 2023"):
+            asyncio.run(history.candles("B/U", ONE_MINUTE, START, START + DAY))
 
     def test_first_candles_after_the_start_conclude_up_to_the_first(self) -> None:
         later = [ohlcv(START + (5000 + at) * MINUTE) for at in range(200)]

@@ -19,6 +19,7 @@ from market.candle import CandleState, no_candles
 from market.clock import SystemClock
 from market.coverage import CoverageState
 from market.errors import (
+    BadInput,
     ExchangeRefused,
     ExchangeUnavailable,
     Mismatch,
@@ -235,6 +236,12 @@ class TestTrouble:
         with pytest.raises(NotFound, match=r"symbol: 'BTC/USDC' .* such as BTC/USDT"):
             run(history, MemoryStore(), 0, 10, "ETH/USDT", "BTC/USDC")
         assert history.count("candles") == 0
+
+    def test_a_start_in_the_future_of_the_exchange(self) -> None:
+        history = ScriptedHistory(minutes(*range(10)))
+        history.now = START + 10 * MINUTE
+        with pytest.raises(BadInput, match=r"since: '2023-03-24T12:10:00Z' .* now, 2023-03-24T12:10:00"):
+            run(history, MemoryStore(), 10, 20)
 
     def test_a_broken_store_stops_everything(self) -> None:
         store = MemoryStore()
