@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import random
 import sqlite3
+import time
 from pathlib import Path
 
 import sql
 from market.errors import SchemaTooNew, StoreUnusable
-from store.sqlite.database import transaction
+from store.sqlite.database import BUSY_TIMEOUT_MS, transaction
 
 #: Marks the file as ours ("CHND"), so that another program's database is not taken for one.
 APPLICATION_ID = 0x43484E44
@@ -26,9 +28,17 @@ def check(connection: sqlite3.Connection, path: Path) -> int:
     :raises SchemaTooNew: written by a newer release.
     :raises StoreUnusable: another program's database.
     """
-    application_id = int(connection.execute("PRAGMA application_id").fetchone()[0])
-    found = version(connection)
-    tables = int(connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0])
+    # One snapshot: another process may be making the tables at this moment.
+    snapshot = not connection.in_transaction
+    if snapshot:
+        connection.execute("BEGIN")
+    try:
+        tables = int(connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0])
+        application_id = int(connection.execute("PRAGMA application_id").fetchone()[0])
+        found = version(connection)
+    finally:
+        if snapshot and connection.in_transaction:
+            connection.execute("ROLLBACK")
     if application_id != APPLICATION_ID and tables:
         raise StoreUnusable(f"{path} is an SQLite database of another program; choose another home")
     if found > LATEST:
@@ -37,6 +47,18 @@ def check(connection: sqlite3.Connection, path: Path) -> int:
             "use the release that wrote it, or a newer one"
         )
     return found
+
+
+def check_current(connection: sqlite3.Connection, path: Path) -> None:
+    """:meth:`check` for those who cannot upgrade: the version has to be the latest.
+
+    :raises StoreUnusable: older, or without any tables.
+    """
+    found = check(connection, path)
+    if found < LATEST:
+        raise StoreUnusable(
+            f"{path} has schema version {found}, reading needs {LATEST}; run `chandlery db upgrade` first"
+        )
 
 
 def upgrade(connection: sqlite3.Connection, path: Path) -> list[int]:
@@ -48,8 +70,8 @@ def upgrade(connection: sqlite3.Connection, path: Path) -> list[int]:
     """
     applied: list[int] = []
     found = check(connection, path)
-    # Only after the check, so that nobody else's file is changed; a file that is in this mode stays as it is.
-    connection.execute("PRAGMA journal_mode = WAL")
+    # Only after the check, so that nobody else's file is changed.
+    _use_wal(connection)
     if found == LATEST:
         return applied
     for number, _, text in MIGRATIONS:
@@ -62,6 +84,23 @@ def upgrade(connection: sqlite3.Connection, path: Path) -> list[int]:
             connection.execute(f"PRAGMA user_version = {number}")
         applied.append(number)
     return applied
+
+
+def _use_wal(connection: sqlite3.Connection) -> None:
+    """Readers beside a writer, kept in the file; a file that is in this mode already stays as it is.
+
+    SQLite does not wait for others here where both would wait for each other: one of them has to try again.
+    """
+    deadline = time.monotonic() + BUSY_TIMEOUT_MS / 1000
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                raise
+            time.sleep(random.uniform(0.001, 0.02))
+        else:
+            return
 
 
 def _statements(text: str) -> list[str]:

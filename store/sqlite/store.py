@@ -82,7 +82,7 @@ class SqliteStore:
         database = Database(path, read_only=read_only)
         try:
             if read_only:
-                await database.read(lambda connection: schema.check(connection, path))
+                await database.read(lambda connection: schema.check_current(connection, path))
             else:
                 await database.write(lambda connection: schema.upgrade(connection, path))
             yield cls(database, clock)
@@ -266,7 +266,13 @@ class SqliteStore:
         """What SQLite's own check finds wrong with the file; empty when sound."""
 
         def work(connection: sqlite3.Connection) -> list[str]:
-            found = [row[0] for row in connection.execute("PRAGMA quick_check(20)")]
+            try:
+                found = [row[0] for row in connection.execute("PRAGMA quick_check(20)")]
+            except sqlite3.DatabaseError as error:
+                # Some damage stops the check itself.
+                if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_CORRUPT:
+                    raise
+                found = [str(error)]
             return [] if found == ["ok"] else found
 
         return await self._database.read(work)

@@ -1,0 +1,89 @@
+"""A process of its own that works on a store or an archive; the tests start it, stop it and kill it.
+
+It says ``ready``, waits for a line on its input, does its work and says ``done``; after each committed batch it
+says ``written N``. A failure of ours is said as ``failed KIND message``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from pathlib import Path
+
+from made_candles import BTC, DAY, START, absence, batch, made
+
+from market.clock import SystemClock
+from market.errors import ChandleryError
+from market.instrument import Series
+from store.archive.archive import Archive
+from store.sqlite.store import SqliteStore
+
+CLOCK = SystemClock()
+
+
+async def write(path: Path, symbol: str, first: int, last: int, step: int, version: int) -> None:
+    """Minutes [first, last), `step` in a batch; every tenth batch also says that nothing is there for a while."""
+    series = Series(BTC.exchange, symbol, BTC.timeframe)
+    async with SqliteStore.opened(path, CLOCK) as store:
+        for count, start in enumerate(range(first, last, step)):
+            absences = [absence(start + 10 * step, start + 10 * step + 5)] if count % 10 == 0 else []
+            minutes = range(start, min(start + step, last))
+            await store.write(batch(made(minutes, version), series=series, absences=absences))
+            say(f"written {start}")
+
+
+async def rewrite(path: Path, count: int, versions: int) -> None:
+    """The same `count` minutes again and again, each time as another version, in one batch."""
+    async with SqliteStore.opened(path, CLOCK) as store:
+        for version in range(1, versions):
+            await store.write(batch(made(range(count), version)))
+            say(f"written {version}")
+
+
+async def open_it(path: Path) -> None:
+    """Open, and so make or upgrade the schema."""
+    async with SqliteStore.opened(path, CLOCK) as store:
+        say(f"version {await store.schema_version()}")
+
+
+async def archive(path: Path, root: Path) -> None:
+    """Bring the archive up to the store."""
+    async with SqliteStore.opened(path, CLOCK) as store:
+        report = await Archive(root).build(store, BTC)
+        say(f"archived {report.files} {report.written} {report.removed} {report.fingerprint}")
+
+
+async def instants(path: Path) -> None:
+    """What this process takes the stored open times for, as text with a zone."""
+    async with SqliteStore.opened(path, CLOCK) as store:
+        table = await store.read(BTC, START, START + DAY)
+    say(" ".join(one.isoformat() for one in table.column("open_time").to_pylist()))
+
+
+def say(text: str) -> None:
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+def main() -> None:
+    action, path, *rest = sys.argv[1:]
+    say("ready")
+    sys.stdin.readline()
+    try:
+        if action == "write":
+            asyncio.run(write(Path(path), rest[0], *(int(one) for one in rest[1:])))  # type: ignore[arg-type]
+        elif action == "rewrite":
+            asyncio.run(rewrite(Path(path), *(int(one) for one in rest)))
+        elif action == "archive":
+            asyncio.run(archive(Path(path), Path(rest[0])))
+        elif action == "instants":
+            asyncio.run(instants(Path(path)))
+        else:
+            asyncio.run(open_it(Path(path)))
+    except ChandleryError as error:
+        say(f"failed {type(error).__name__} {error}")
+    say("done")
+
+
+if __name__ == "__main__":
+    main()
