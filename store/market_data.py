@@ -189,14 +189,14 @@ class MarketData:
 
     async def health(self) -> StoreHealth:
         """What is in the store; a store that does not answer raises."""
-        series = await self._store.series()
+        series, rows = await self._store.count()
         size, _ = await self._store.size()
         return StoreHealth(
             ok=True,
             detail="ok",
             schema_version=await self._store.schema_version(),
-            series=len(series),
-            rows=sum(one.rows for one in series),
+            series=series,
+            rows=rows,
             size_bytes=size,
         )
 

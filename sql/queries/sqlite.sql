@@ -50,6 +50,10 @@ LEFT JOIN (SELECT instrument_id, timeframe, sum(row_count) AS row_count
        ON c.instrument_id = s.instrument_id AND c.timeframe = s.timeframe
 ORDER BY i.exchange, i.symbol, s.timeframe;
 
+-- name: count_all
+-- Series and candles in the whole store.
+SELECT (SELECT count(*) FROM series), (SELECT coalesce(sum(row_count), 0) FROM candle_chunks);
+
 -- name: series_bounds
 -- First and last open time of a series: two look-ups in the primary key.
 SELECT (SELECT open_time FROM candles WHERE instrument_id = :instrument_id AND timeframe = :timeframe
@@ -126,6 +130,27 @@ INSERT INTO candles (instrument_id, timeframe, open_time, open, high, low, close
                      taker_buy_volume, taker_buy_quote_volume, early_close_time, state, learned_at)
 VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?);
 
+-- name: insert_sixteen_candles
+-- Sixteen candles that were not there: a third faster than one by one.
+INSERT INTO candles (instrument_id, timeframe, open_time, open, high, low, close, volume, quote_volume, trades,
+                     taker_buy_volume, taker_buy_quote_volume, early_close_time, state, learned_at)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?),
+       (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?),
+       (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?),
+       (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?),
+       (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?),
+       (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?),
+       (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?),
+       (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?),
+       (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?),
+       (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?),
+       (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?),
+       (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?),
+       (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?),
+       (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?),
+       (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?),
+       (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?);
+
 -- name: keep_correction
 -- The version about to be replaced, with the time it stopped being what we knew.
 INSERT INTO candle_corrections (instrument_id, timeframe, open_time, open, high, low, close, volume, quote_volume,
@@ -175,6 +200,18 @@ SELECT (SELECT interval_start FROM coverage WHERE instrument_id = :instrument_id
         ORDER BY interval_start LIMIT 1),
        (SELECT interval_end FROM coverage WHERE instrument_id = :instrument_id AND timeframe = :timeframe
         ORDER BY interval_start DESC LIMIT 1);
+
+-- name: coverage_sums
+-- Of the whole ledger of a series: first and last instant, milliseconds known at :now, milliseconds verified empty.
+SELECT min(interval_start), max(interval_end),
+       coalesce(sum(CASE WHEN expires_at IS NULL OR expires_at > :now THEN interval_end - interval_start END), 0),
+       coalesce(sum(CASE WHEN state = 'verified_empty' THEN interval_end - interval_start END), 0)
+FROM coverage WHERE instrument_id = :instrument_id AND timeframe = :timeframe;
+
+-- name: coverage_sources
+-- Who contributed to the ledger of a series.
+SELECT DISTINCT source FROM coverage WHERE instrument_id = :instrument_id AND timeframe = :timeframe
+ORDER BY source;
 
 -- name: delete_coverage
 -- One ledger entry, about to be replaced.

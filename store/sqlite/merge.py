@@ -15,7 +15,7 @@ from market.timeframe import DAY_MS, TIMEFRAMES, Int64s, Timeframe
 from store.batch import CandleBatch, Written
 from store.ledger import learn
 from store.sqlite.coverage import read_coverage, replace_coverage
-from store.sqlite.rows import QUERIES, SeriesKey, fetched, to_rows
+from store.sqlite.rows import QUERIES, SeriesKey, fetched, to_parameters
 
 
 @dataclass
@@ -118,8 +118,12 @@ class Merge:
             self._insert(pa.concat_tables(fresh))
 
     def _insert(self, table: pa.Table) -> None:
-        rows = to_rows(table, self._key, self._batch.state, self._learned_at)
-        self._connection.executemany(QUERIES["insert_candle"], rows)
+        state, learned_at = self._batch.state, self._learned_at
+        whole = table.num_rows // 16 * 16
+        sixteens = to_parameters(table.slice(0, whole), self._key, state, learned_at, rows=16)
+        self._connection.executemany(QUERIES["insert_sixteen_candles"], sixteens)
+        ones = to_parameters(table.slice(whole), self._key, state, learned_at, rows=1)
+        self._connection.executemany(QUERIES["insert_candle"], ones)
 
     def _raise_state(self, chunk_start: int, chunk: _Chunk, times: Int64s) -> None:
         """The same candles again, more final than before: no reader sees a change."""

@@ -16,6 +16,7 @@ from market.instrument import Instrument, Series
 from market.timeframe import DAY_MS, DEFAULT_ORIGIN_MS
 
 QUERIES = sql.queries("sqlite")
+#: Rows turned from or into Python objects at a time; a multiple of sixteen.
 _BLOCK = 16_384
 
 
@@ -102,15 +103,25 @@ def fetched(cursor: sqlite3.Cursor, newest_first: bool = False) -> pa.Table:
     return pa.concat_tables(tables[::-1] if newest_first else tables) if tables else no_candles()
 
 
-def to_rows(table: pa.Table, key: SeriesKey, state: CandleState, learned_at: int) -> Iterator[tuple[Any, ...]]:
-    """A table as parameters of ``insert_candle``, without holding all of them at once."""
-    head, tail = (key.instrument_id, key.timeframe), (int(state), learned_at)
-    for batch in table.to_batches(max_chunksize=_BLOCK):
+def to_parameters(
+    table: pa.Table, key: SeriesKey, state: CandleState, learned_at: int, rows: int
+) -> Iterator[list[Any]]:
+    """A table as parameters of an insert of that many candles at a time, without holding all of them at once.
+
+    :param rows: divides the rows of the table.
+    """
+    width = len(CANDLE_SCHEMA) + 4
+    for batch in table.combine_chunks().to_batches(max_chunksize=_BLOCK):
+        size = batch.num_rows
         columns = [
             (column.cast(pa.int64()) if column.type == INSTANT else column).to_pylist() for column in batch.columns
         ]
-        for row in zip(*columns, strict=True):
-            yield head + row + tail
+        ends = [[key.instrument_id] * size, [key.timeframe] * size], [[int(state)] * size, [learned_at] * size]
+        flat: list[Any] = [None] * (size * width)
+        for place, column in enumerate([*ends[0], *columns, *ends[1]]):
+            flat[place::width] = column
+        for start in range(0, len(flat), rows * width):
+            yield flat[start : start + rows * width]
 
 
 def to_instrument(row: tuple[Any, ...]) -> Instrument:

@@ -253,6 +253,15 @@ class SqliteStore:
 
         return await self._database.read(work)
 
+    async def count(self) -> tuple[int, int]:
+        """How many series, and candles in all of them."""
+
+        def work(connection: sqlite3.Connection) -> tuple[int, int]:
+            series, rows = connection.execute(QUERIES["count_all"]).fetchone()
+            return int(series), int(rows)
+
+        return await self._database.read(work)
+
     async def size(self) -> tuple[int, int]:
         """Bytes of the file, and bytes free inside it."""
 
@@ -299,9 +308,8 @@ def _info(connection: sqlite3.Connection, row: tuple[str, str, int, int, int, in
     key = SeriesKey(instrument_id, seconds, revision, last_write, DEFAULT_ORIGIN_MS)
     first, last = connection.execute(QUERIES["series_bounds"], key.names).fetchone()
     corrections, quarantined = connection.execute(QUERIES["series_counts"], key.names).fetchone()
-    ledger = read_coverage(connection, key, 0, 2**62)
-    empty = IntervalSet(one.interval for one in ledger if one.state is CoverageState.EMPTY)
-    whole = IntervalSet([Interval(ledger[0].interval.start, ledger[-1].interval.end)]) if ledger else IntervalSet()
+    sources = [row[0] for row in connection.execute(QUERIES["coverage_sources"], key.names)]
+    missing, empty = _counts(connection, key, series.timeframe, now_ms)
     return SeriesInfo(
         series=series,
         rows=rows,
@@ -309,11 +317,30 @@ def _info(connection: sqlite3.Connection, row: tuple[str, str, int, int, int, in
         last_open=last,
         last_write=last_write or None,
         revision=revision,
-        sources=tuple(sorted({one.source for one in ledger})),
+        sources=tuple(sources),
         corrections=corrections,
         quarantined=quarantined,
-        missing=sum(series.timeframe.count(one.start, one.end) for one in whole - known(ledger, now_ms)),
-        verified_empty=sum(series.timeframe.count(one.start, one.end) for one in empty),
+        missing=missing,
+        verified_empty=empty,
+    )
+
+
+def _counts(connection: sqlite3.Connection, key: SeriesKey, timeframe: Timeframe, now_ms: int) -> tuple[int, int]:
+    """Buckets between the first and the last known instant that nothing is known of, and that are known empty."""
+    if timeframe.name != "1M":
+        # A sparse series has an interval for every few candles: added up where they are.
+        start, end, there, empty = connection.execute(
+            QUERIES["coverage_sums"], key.names | {"now": now_ms}
+        ).fetchone()
+        length = timeframe.milliseconds
+        return (0, 0) if start is None else ((end - start - there) // length, empty // length)
+    ledger = read_coverage(connection, key, 0, 2**62)
+    hull = IntervalSet(one.interval for one in ledger).hull
+    missing = IntervalSet([hull] if hull else []) - known(ledger, now_ms)
+    silent = [one.interval for one in ledger if one.state is CoverageState.EMPTY]
+    return (
+        sum(timeframe.count(one.start, one.end) for one in missing),
+        sum(timeframe.count(one.start, one.end) for one in silent),
     )
 
 

@@ -7,13 +7,14 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
-from made_candles import BTC, ETH, MINUTE, START, absence, at, batch, made, made_at
+from made_candles import BTC, ETH, MINUTE, START, absence, at, batch, buckets, made, made_at
 
 from market.coverage import CoverageState
 from market.errors import BadInput
 from market.instrument import Instrument
 from market.interval import Interval
 from market.timeframe import DAY_MS, TIMEFRAMES
+from store.batch import Absence
 
 WHOLE = (START, at(100_000))
 
@@ -122,3 +123,16 @@ async def test_three_day_candles_count_from_the_listing(store: Any) -> None:
     written = await store.write(batch(made_at(times), series=series))
     assert (written.inserted, written.refusals) == (4, ())
     assert (await store.facts(series)).origin_ms % (3 * DAY_MS) == listed % (3 * DAY_MS)
+
+
+async def test_missing_months_are_counted_as_months(store: Any) -> None:
+    month = TIMEFRAMES["1M"]
+    times = buckets(month, 24)
+    series = BTC.at(month)
+    silence = Absence(
+        interval=Interval(times[12], times[15]), state=CoverageState.EMPTY, evidence="before the listing"
+    )
+    gone = [*times[:5], *times[9:12], times[23]]
+    await store.write(batch(made_at(gone), series=series, absences=[silence], now_ms=month.next(times[-1])))
+    (info,) = await store.series()
+    assert (info.rows, info.missing, info.verified_empty) == (9, 4 + 8, 3)
