@@ -11,7 +11,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from market.candle import CANDLE_SCHEMA, CandleState, open_times_ms
+from market.candle import CANDLE_SCHEMA, PRICES, QUANTITIES, CandleState, open_times_ms
 from market.clock import Clock, iso
 from market.coverage import CoverageState
 from market.errors import SchemaTooNew, StoreUnusable
@@ -32,6 +32,13 @@ from store.sqlite.store import SqliteStore
 
 _LOCK = ".archive.lock"
 _YEAR = 12
+#: Against Arrow's defaults, on a year of recorded minutes: a third smaller, read a third faster, written twice as
+#: fast. Times and counts are stored as differences, quantities byte by byte, prices as they are (they repeat).
+_ENCODINGS = {
+    **dict.fromkeys(("open_time", "trades", "early_close_time"), "DELTA_BINARY_PACKED"),
+    **dict.fromkeys(PRICES, "PLAIN"),
+    **dict.fromkeys(QUANTITIES, "BYTE_STREAM_SPLIT"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,7 +134,15 @@ class Archive:
         name = f"{period}.{content.hex[:12]}.parquet"
         path = series_folder(self.root, series) / name
         with replacing(path) as temporary:
-            pq.write_table(table, temporary, compression="zstd", sorting_columns=[pq.SortingColumn(0)])
+            pq.write_table(
+                table,
+                temporary,
+                compression="zstd",
+                compression_level=3,
+                use_dictionary=False,
+                column_encoding=_ENCODINGS,
+                sorting_columns=[pq.SortingColumn(0)],
+            )
             if digest(read_candles(temporary)) != content:
                 raise StoreUnusable(
                     f"{path}: what was read back differs from what was written; the disk is not to be trusted"
@@ -218,13 +233,13 @@ class Archive:
 def read_candles(path: Path) -> pa.Table:
     """The candles of one archive file.
 
-    :raises StoreUnusable: missing, cut short, or not in the candle schema.
+    :raises StoreUnusable: missing, damaged in any way, or not in the candle schema.
     """
     try:
         # A handle of our own: a ParquetFile over a path keeps the file open until it is collected.
         with path.open("rb") as handle, pq.ParquetFile(handle) as parquet:
             table = parquet.read()
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, ValueError, pa.ArrowException) as error:
         raise StoreUnusable(f"{path} cannot be read as Parquet: {error}") from error
     if not table.schema.equals(CANDLE_SCHEMA):
         raise StoreUnusable(f"{path} does not have the columns of candles: {', '.join(table.schema.names)}")

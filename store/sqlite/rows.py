@@ -16,7 +16,9 @@ from market.instrument import Instrument, Series
 from market.timeframe import DAY_MS, DEFAULT_ORIGIN_MS
 
 QUERIES = sql.queries("sqlite")
-#: Rows turned from or into Python objects at a time; a multiple of sixteen.
+#: Rows read at a time: with more of them, turning rows into columns misses the processor's cache.
+_FETCHED = 4096
+#: Rows turned into parameters at a time; a multiple of sixteen.
 _BLOCK = 16_384
 
 
@@ -98,7 +100,7 @@ def fetched(cursor: sqlite3.Cursor, newest_first: bool = False) -> pa.Table:
     Rows are turned into columns a block at a time: as Python objects they take ten times the room.
     """
     tables = []
-    while rows := cursor.fetchmany(_BLOCK):
+    while rows := cursor.fetchmany(_FETCHED):
         tables.append(to_table(rows[::-1] if newest_first else rows))
     return pa.concat_tables(tables[::-1] if newest_first else tables) if tables else no_candles()
 

@@ -57,7 +57,7 @@ def instants(path: Path, root: Path) -> dict[str, list[int]]:
 
 def _arrow(connection: duckdb.DuckDBPyConnection, files: list[str]) -> list[int]:
     query = "SELECT open_time FROM read_parquet($files) ORDER BY 1"
-    column = connection.execute(query, {"files": files}).to_arrow_table().column(0)
+    column = connection.sql(query, params={"files": files}).to_arrow_table().column(0)
     times: list[int] = instants_ms(column.cast(INSTANT)).tolist()
     return times
 

@@ -354,3 +354,17 @@ async def test_the_recorded_year_comes_back(
     async with SqliteStore.opened(tmp_path / "other" / DATABASE_NAME, SystemClock()) as other:
         assert (await archive.restore(other, BTC, SystemClock())).inserted == 200_000
         assert await other.read(BTC, START, at(10**6)) == table
+
+
+async def test_files_are_sorted_encoded_and_compressed(store: SqliteStore, archive: Archive) -> None:
+    await fill(store)
+    await archive.build(store, BTC)
+    manifest = archive.manifest(BTC)
+    assert manifest is not None
+    group = pq.read_metadata(archive.path(BTC, manifest.files[0])).row_group(0)
+    assert [one.column_index for one in group.sorting_columns] == [0]
+    encodings = {group.column(place).path_in_schema: group.column(place) for place in range(group.num_columns)}
+    assert {one.compression for one in encodings.values()} == {"ZSTD"}
+    assert "DELTA_BINARY_PACKED" in encodings["open_time"].encodings
+    assert "BYTE_STREAM_SPLIT" in encodings["volume"].encodings
+    assert not [name for name, one in encodings.items() if "RLE_DICTIONARY" in one.encodings]
