@@ -80,7 +80,7 @@ def known_before(known: IntervalSet, instants: Int64s) -> Int64s:
     ends_before = np.searchsorted(bounds[:, 1], instants, side="right")
     whole = np.concatenate(([0], np.cumsum(bounds[:, 1] - bounds[:, 0])))
     # The interval that an instant lies in counts up to the instant.
-    starts = np.append(bounds[:, 0], np.iinfo(np.int64).max)[ends_before]
+    starts = np.append(bounds[:, 0], np.iinfo(np.int64).max // 2)[ends_before]
     before: Int64s = whole[ends_before] + np.maximum(instants - starts, 0)
     return before
 
