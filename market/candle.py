@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from market.errors import BadInput
 from market.timeframe import DEFAULT_ORIGIN_MS, Int64s, Timeframe
@@ -218,21 +219,28 @@ def _refuse_repeated(table: pa.Table, times: Int64s, good: Bools, refuse: Any) -
     """
     order = np.argsort(times, kind="stable")
     order = order[good[order]]
-    repeated = order[1:][times[order[1:]] == times[order[:-1]]]
+    first = np.concatenate(([True], times[order[1:]] != times[order[:-1]])) if len(order) else np.empty(0, np.bool_)
+    repeated = order[~first]
     if not len(repeated):
         return
-    first: dict[int, int] = {}
-    for row in order:
-        first.setdefault(int(times[row]), int(row))
+    # For each sorted row, the place of the first one with its open time.
+    earliest = order[np.maximum.accumulate(np.where(first, np.arange(len(order)), 0))][~first]
     differs = np.zeros(len(times), np.bool_)
-    for row in repeated:
-        earlier = first[int(times[row])]
-        differs[row] = table.slice(int(row), 1).to_pylist() != table.slice(earlier, 1).to_pylist()
+    differs[repeated] = ~_equal(table.take(pa.array(repeated)), table.take(pa.array(earliest)))
     exact = np.zeros(len(times), np.bool_)
     exact[repeated] = True
     exact &= ~differs
     refuse(differs, "another row of this batch has the same open_time and other values; the first one was kept")
     np.logical_and(good, ~exact, out=good)
+
+
+def _equal(ours: pa.Table, theirs: pa.Table) -> Bools:
+    """Row by row equality over all columns, nulls equal to nulls."""
+    equal = np.ones(ours.num_rows, np.bool_)
+    for a, b in zip(ours.columns, theirs.columns, strict=True):
+        same = pc.equal(a, b).fill_null(False).to_numpy()
+        equal &= same | (a.is_null().to_numpy() & b.is_null().to_numpy())
+    return equal
 
 
 _INSTANTS = ("open_time", "early_close_time")

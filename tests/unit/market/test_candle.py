@@ -167,3 +167,25 @@ def test_traded(trades: int | None, volume: float, expected: bool) -> None:
 def test_traded_with_known_and_unknown_counts_together() -> None:
     rows = table(row(0, trades=None, volume=0.0), row(1, trades=2), row(2, trades=None), row(3, trades=0))
     assert traded(rows).tolist() == [False, True, True, False]
+
+
+def test_many_repeats_are_told_apart_in_one_pass() -> None:
+    rng = np.random.default_rng(3)
+    count = 20_000
+    minutes = rng.integers(0, count // 3, count)
+    version = rng.integers(0, 2, count)
+    price = 1.0 + minutes + version
+    columns = {name: price for name in ("open", "high", "low", "close", "volume")}
+    known = pa.array(np.ones(count), mask=version == 0)
+    table = candles({"open_time": minutes * 60_000, **columns, "quote_volume": known})
+    good, refusals = check(table, TIMEFRAMES["1m"], 10**12)
+    first: dict[int, int] = {}
+    expected_good, expected_refused = [], []
+    for row, (minute, kind) in enumerate(zip(minutes.tolist(), version.tolist(), strict=True)):
+        if minute not in first:
+            first[minute] = kind
+            expected_good.append(row)
+        elif first[minute] != kind:
+            expected_refused.append(row)
+    assert np.flatnonzero(good).tolist() == expected_good
+    assert [one.row for one in refusals] == expected_refused
