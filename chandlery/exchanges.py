@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 from collections.abc import AsyncIterator
-from typing import Any
 
 from exchange.ccxt_client import CcxtHistory
 from exchange.history import open_history
-from exchange.simulator.server import SimulatorConfig, serve_simulator
 
 #: The exchange id under which data of the simulated exchange is kept: made-up candles never stand under a real
 #: exchange's name.
@@ -34,20 +31,3 @@ async def opened_exchange(exchange: str, url: str | None) -> AsyncIterator[CcxtH
         yield history
     finally:
         await history.close()
-
-
-@contextlib.asynccontextmanager
-async def running_simulator(config: SimulatorConfig) -> AsyncIterator[str]:
-    """The simulated exchange in this process; gives its address, and stops it at the end."""
-    ready: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-    task = asyncio.create_task(serve_simulator(config, ready.set_result))
-    try:
-        either: list[asyncio.Future[Any]] = [ready, task]
-        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-        if task.done():
-            task.result()
-        yield await ready
-    finally:
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task

@@ -11,6 +11,7 @@ from typing import Annotated, Any, TypeVar
 
 import structlog
 import typer
+import uvloop
 
 from chandlery import settings
 from market.clock import to_ms
@@ -102,6 +103,7 @@ def run(work: Coroutine[Any, Any, _T]) -> _T:
         return await work
 
     try:
-        return asyncio.run(guarded())
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            return runner.run(guarded())
     except asyncio.CancelledError:
         raise KeyboardInterrupt from None

@@ -51,5 +51,6 @@ def backfill_bar() -> Iterator[BackfillBar]:
         TimeRemainingColumn(),
         console=notes,
         transient=True,
+        disable=not notes.is_terminal,
     ) as bars:
         yield BackfillBar(bars)

@@ -92,7 +92,7 @@ def started(*arguments: object, ready: str, deadline: float = 120.0) -> Iterator
 def exchange_url() -> Iterator[str]:
     """A simulated exchange with a made-up market, whose time is 2024-06-01 and hardly moves."""
     arguments = ("simulate", "--seed", 7, "--now", "2024-06-01T00:00:30Z", "--speed", "0.001", "--port", 0)
-    with started(*arguments, ready="ready") as (_, line):
+    with started(*arguments, ready="ready", deadline=3600) as (_, line):
         yield line.split()[1]
 
 
@@ -100,5 +100,5 @@ def exchange_url() -> Iterator[str]:
 def recorded_exchange_url(recorded: Path) -> Iterator[str]:
     """A simulated exchange that serves the recorded candles of BTC/USDT and ETH/USDT."""
     arguments = ("simulate", "--data", recorded / "candles", "--symbols", "BTC/USDT,ETH/USDT", "--port", 0)
-    with started(*arguments, ready="ready") as (_, line):
+    with started(*arguments, ready="ready", deadline=3600) as (_, line):
         yield line.split()[1]
