@@ -15,6 +15,7 @@ from market.instrument import Instrument
 from market.interval import Interval
 from market.timeframe import DAY_MS, TIMEFRAMES
 from store.batch import Absence
+from store.integrity import check_series
 
 WHOLE = (START, at(100_000))
 
@@ -136,3 +137,15 @@ async def test_missing_months_are_counted_as_months(store: Any) -> None:
     await store.write(batch(made_at(gone), series=series, absences=[silence], now_ms=month.next(times[-1])))
     (info,) = await store.series()
     assert (info.rows, info.missing, info.verified_empty) == (9, 4 + 8, 3)
+
+
+async def test_a_listing_that_moves_three_day_buckets_makes_the_check_speak(store: Any, clock: Any) -> None:
+    series = BTC.at(TIMEFRAMES["3d"])
+    times = buckets(series.timeframe, 3)
+    await store.write(batch(made_at(times), series=series))
+    assert await check_series(store, series, clock) == []
+    (named,) = await store.instruments()
+    await store.save_instruments([replace(named, listed_ms=START)])
+    findings = await check_series(store, series, clock)
+    assert [(one.kind, one.start) for one in findings] == [("rule", one) for one in times]
+    assert "not the start of a 3d bucket" in findings[0].detail
