@@ -14,6 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("backtest", "chandlery", "exchange", "ingest", "market", "serve", "sql", "store", "trading")
 
 LONGEST_FILE = 400
+#: Lines without the docstring: explaining a function is not what makes it long.
 LONGEST_FUNCTION = 60
 #: Files that are longer, each with the reason why they are not two.
 LONGER_FILES: dict[str, str] = {}
@@ -73,7 +74,9 @@ def test_functions_are_short() -> None:
     for path in sources():
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.end_lineno is not None:
-                length = node.end_lineno - node.lineno + 1
+                said = node.body[0] if ast.get_docstring(node, clean=False) else None
+                described = said.end_lineno - said.lineno + 1 if said and said.end_lineno else 0
+                length = node.end_lineno - node.lineno + 1 - described
                 if length > LONGEST_FUNCTION:
                     long[f"{name_of(path)}:{node.name}"] = length
     assert set(long) == set(LONGER_FUNCTIONS), long
