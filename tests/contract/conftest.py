@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from candle_stores import STORES
 
 from store.live import LiveCandles
 from store.market_data import MarketData
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "integration"))
+from tests.support.candle_stores import STORES
 
 
 @pytest.fixture(params=list(STORES))

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from made_candles import BTC, MINUTE, START, absence, at, batch, made
 
 from market.coverage import CoverageState, gaps, known
 from market.interval import Interval
+from tests.support.made_candles import BTC, MINUTE, START, absence, at, batch, made
 
 PRESENT, EMPTY = CoverageState.PRESENT, CoverageState.EMPTY
 OUTAGE, OURS = CoverageState.EXCHANGE_OUTAGE, CoverageState.OWN_OUTAGE

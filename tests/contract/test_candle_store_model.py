@@ -10,17 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from candle_stores import STORES
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from made_candles import BTC, MINUTE, NOW, START, at, made, rows
-from proof import prove
 
 from market.candle import CandleState, by_open_time, open_times_ms
 from market.coverage import CoverageState
 from market.fingerprint import Digest, digest
 from market.interval import Interval
 from store.batch import Absence, CandleBatch, Written
+from tests.support.candle_stores import STORES
+from tests.support.made_candles import BTC, MINUTE, NOW, START, at, made, rows
+from tests.support.proof import prove
 
 #: Minutes on both sides of two midnights, so that batches span chunks.
 MINUTES = [*range(1430, 1450), *range(2870, 2890)]

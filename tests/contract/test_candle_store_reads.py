@@ -7,7 +7,6 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
-from made_candles import BTC, ETH, MINUTE, START, absence, at, batch, buckets, made, made_at
 
 from market.coverage import CoverageState
 from market.errors import BadInput
@@ -16,6 +15,7 @@ from market.interval import Interval
 from market.timeframe import DAY_MS, TIMEFRAMES
 from store.batch import Absence
 from store.integrity import check_series
+from tests.support.made_candles import BTC, ETH, MINUTE, START, absence, at, batch, buckets, made, made_at
 
 WHOLE = (START, at(100_000))
 

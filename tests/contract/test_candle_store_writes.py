@@ -6,7 +6,6 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from made_candles import BTC, ETH, MINUTE, NOW, START, absence, at, batch, made, made_at, rows
 
 from market.candle import CandleState, Refusal
 from market.coverage import CoverageState
@@ -15,6 +14,7 @@ from market.fingerprint import Digest, digest
 from market.interval import Interval
 from market.timeframe import TIMEFRAMES
 from store.batch import Absence, CandleBatch, Written
+from tests.support.made_candles import BTC, ETH, MINUTE, NOW, START, absence, at, batch, made, made_at, rows
 
 WHOLE = (START, at(100_000))
 

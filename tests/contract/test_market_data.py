@@ -8,7 +8,6 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from made_candles import BTC, DAY, ETH, HOUR, MINUTE, START, absence, at, batch, made, made_at
 
 from market.candle import CandleState, open_times_ms
 from market.coverage import CoverageState
@@ -19,6 +18,7 @@ from market.rollup import roll_up
 from market.timeframe import TIMEFRAMES
 from store.live import LiveCandles
 from store.market_data import MarketData
+from tests.support.made_candles import BTC, DAY, ETH, HOUR, MINUTE, START, absence, at, batch, made, made_at
 
 M15, H1, D1, D3, MONTH = (TIMEFRAMES[name] for name in ("15m", "1h", "1d", "3d", "1M"))
 

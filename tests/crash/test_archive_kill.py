@@ -10,16 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made_candles import BTC, absence, batch, made
-from workers import worker
 
 from store.archive.archive import Archive
 from store.archive.manifest import series_folder
 from store.sqlite.store import DATABASE_NAME, SqliteStore
+from tests.support.made_candles import BTC, absence, batch, made
+from tests.support.workers import HERE, worker
 
 pytestmark = pytest.mark.crash
 
-HERE = Path(__file__).resolve().parent
 #: Some minutes of each day of January and February.
 MINUTES = [day * 1440 + minute for day in range(55) for minute in range(0, 1440, 180)]
 

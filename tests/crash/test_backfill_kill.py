@@ -15,7 +15,6 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from simulated import ROOT, simulated_exchange
 
 from market.candle import open_times_ms
 from market.clock import SystemClock, to_ms
@@ -24,6 +23,7 @@ from market.instrument import Series
 from market.interval import Interval, IntervalSet
 from market.timeframe import ONE_MINUTE
 from store.sqlite.store import SqliteStore
+from tests.support.simulated import ROOT, simulated_exchange
 
 pytestmark = [pytest.mark.crash, pytest.mark.recorded]
 

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from made_candles import BTC, ETH, START, at, made
-from proof import prove
-from workers import Worker, worker
 
 from market.clock import SystemClock
 from market.interval import Interval
 from store.sqlite.store import DATABASE_NAME, SqliteStore
+from tests.support.made_candles import BTC, ETH, START, at, made
+from tests.support.proof import prove
+from tests.support.workers import Worker, worker
 
 pytestmark = pytest.mark.crash
 

@@ -13,10 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from made_candles import BTC, DAY, START, absence, at, batch, buckets, made, made_at
-from proof import prove
 from test_store_places import mounted
-from workers import worker
 
 from market.candle import CANDLE_SCHEMA, CandleState
 from market.clock import SystemClock, to_ms
@@ -30,6 +27,9 @@ from store.archive.archive import Archive, period_bounds, period_of, read_candle
 from store.archive.manifest import MANIFEST, Manifest, series_folder
 from store.files import UNFINISHED, locked
 from store.sqlite.store import DATABASE_NAME, SqliteStore
+from tests.support.made_candles import BTC, DAY, START, absence, at, batch, buckets, made, made_at
+from tests.support.proof import prove
+from tests.support.workers import worker
 
 #: Some minutes of each day from January to mid-March: three periods.
 MINUTES = [day * 1440 + minute for day in range(75) for minute in range(0, 1440, 60)]

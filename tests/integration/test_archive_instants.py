@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made_candles import BTC, MINUTE, batch, made_at
-from workers import HERE, ROOT
 
 from market.clock import to_ms
 from store.archive.archive import Archive
 from store.sqlite.store import DATABASE_NAME, SqliteStore
+from tests.support.made_candles import BTC, MINUTE, batch, made_at
+from tests.support.workers import HERE, ROOT
 
 #: Both sides of a month, of a year, and of the hours that Berlin and New York skip or repeat.
 TIMES = [

@@ -10,7 +10,6 @@ from typing import TypeVar
 
 import pyarrow as pa
 import pytest
-from simulated import simulated_exchange
 
 from exchange.binance.history import BinanceHistory
 from exchange.ccxt_client import CcxtHistory
@@ -26,6 +25,7 @@ from market.instrument import Series
 from market.interval import Interval, IntervalSet
 from market.timeframe import ONE_MINUTE, TIMEFRAMES
 from store.sqlite.store import SqliteStore
+from tests.support.simulated import simulated_exchange
 
 BTC = Series("binance", "BTC/USDT", ONE_MINUTE)
 ETH = Series("binance", "ETH/USDT", ONE_MINUTE)

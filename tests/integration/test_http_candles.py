@@ -14,10 +14,23 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from http_service import BTC, END, GAP, QUERY, ROWS, START, Service, batch, made, minute, service, without
 
 from market.candle import COLUMNS, candles, open_times_ms
 from market.clock import iso
+from tests.support.http_service import (
+    BTC,
+    END,
+    GAP,
+    QUERY,
+    ROWS,
+    START,
+    Service,
+    batch,
+    made,
+    minute,
+    service,
+    without,
+)
 
 STORED = ROWS - 80 - 10
 

@@ -11,7 +11,6 @@ from typing import TypeVar
 
 import polars as pl
 import pytest
-from http_service import BTC, END, ETH, GAP, ROWS, START, Service, batch, made, minute, service
 
 import chandlery
 from chandlery.client import Client
@@ -20,6 +19,7 @@ from market.clock import iso
 from market.errors import BadInput, ChandleryError, NotFound, Retryable, Terminal
 from market.instrument import Series
 from serve.server import serve_app
+from tests.support.http_service import BTC, END, ETH, GAP, ROWS, START, Service, batch, made, minute, service
 
 _T = TypeVar("_T")
 

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import httpx
 import pytest
-from http_service import END, QUERY, START, Service, service
 
 from market.errors import (
     BadInput,
@@ -20,6 +19,7 @@ from market.errors import (
     StoreBusy,
     StoreUnusable,
 )
+from tests.support.http_service import END, QUERY, START, Service, service
 
 BATCH = {"exchange": "binance", "symbols": "BTC/USDT", "timeframe": "1m"}
 NOW = END + 86_400_000

@@ -7,9 +7,9 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from http_service import BTC, EMPTY, END, ETH, GAP, QUERY, ROWS, START, Service, minute, service
 
 from market.errors import StoreUnusable
+from tests.support.http_service import BTC, EMPTY, END, ETH, GAP, QUERY, ROWS, START, Service, minute, service
 
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "http-api.md"
 

@@ -11,12 +11,12 @@ from pathlib import Path
 import httpx
 import pytest
 from fastapi import FastAPI
-from http_service import END, QUERY, service
 
 from market.errors import BadInput, StoreUnusable, Terminal
 from serve.app import create_app
 from serve.server import serve_app
 from store.market_data import MarketData
+from tests.support.http_service import END, QUERY, service
 
 
 async def started(app: FastAPI) -> tuple[asyncio.Task[None], str]:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from simulated import simulated_exchange
 
 from exchange.history import open_history
 from ingest.live import LiveLoop, LiveRules, LiveStatus
@@ -19,6 +18,7 @@ from market.interval import Interval, IntervalSet
 from market.timeframe import MINUTE_MS, ONE_MINUTE
 from store.live import LiveCandles
 from store.sqlite.store import SqliteStore
+from tests.support.simulated import simulated_exchange
 
 NOW = to_ms("2024-01-02T00:00:20Z")
 BTC = Series("binance", "BTC/USDT", ONE_MINUTE)

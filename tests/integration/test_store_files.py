@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made_candles import BTC, START, at, batch, made
 
 from market.errors import StoreBusy, StoreUnusable
 from store.files import UNFINISHED, locked, replacing
 from store.sqlite.store import DATABASE_NAME, SqliteStore
+from tests.support.made_candles import BTC, START, at, batch, made
 
 
 def test_a_file_is_replaced_whole(tmp_path: Path) -> None:

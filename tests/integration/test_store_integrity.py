@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made_candles import BTC, MINUTE, START, absence, at, batch, made
 
 from market.rollup import roll_up
 from market.timeframe import TIMEFRAMES
 from store.integrity import Finding, check_series
 from store.sqlite.store import DATABASE_NAME, SqliteStore
+from tests.support.made_candles import BTC, MINUTE, START, absence, at, batch, made
 
 M15 = TIMEFRAMES["15m"]
 

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made_candles import BTC, START, absence, at, batch, made
-from proof import prove
 
 from market.errors import BadInput, NotFound, SchemaTooNew, StoreUnusable
 from store.batch import Written
 from store.sqlite import schema
 from store.sqlite.store import DATABASE_NAME, SqliteStore
+from tests.support.made_candles import BTC, START, absence, at, batch, made
+from tests.support.proof import prove
 
 WHOLE = (START, at(100_000))
 

@@ -11,15 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made_candles import BTC, ETH, START, at, batch, made
-from proof import prove
-from workers import worker
 
 from market.clock import SystemClock
 from market.errors import StoreBusy, StoreUnusable
 from store.batch import Written
 from store.sqlite import database, schema
 from store.sqlite.store import DATABASE_NAME, SqliteStore
+from tests.support.made_candles import BTC, ETH, START, at, batch, made
+from tests.support.proof import prove
+from tests.support.workers import worker
 
 WHOLE = (START, at(100_000))
 

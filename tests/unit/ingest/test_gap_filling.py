@@ -9,7 +9,6 @@ import pytest
 import stamina
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scripted import BTC, ETH, MINUTE, START, MemoryStore, ScriptedHistory, minutes
 
 from exchange.page import CandlePage
 from ingest.backfill import BackfillRules, backfill
@@ -29,6 +28,7 @@ from market.errors import (
 )
 from market.interval import Interval, IntervalSet
 from market.timeframe import DAY_MS, ONE_MINUTE, Timeframe
+from tests.unit.ingest.scripted import BTC, ETH, MINUTE, START, MemoryStore, ScriptedHistory, minutes
 
 RULES = BackfillRules(patience=Patience(attempts=3))
 

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import stamina
-from scripted import BTC, MINUTE, START, MemoryStore, ScriptedHistory, minutes
 
 from ingest.clock import ExchangeClock
 from ingest.live import LiveLoop, LiveRules, LiveStatus
@@ -15,6 +14,7 @@ from market.candle import open_times_ms
 from market.errors import ExchangeRefused, ExchangeUnavailable, NotFound, RateLimited, StoreUnusable
 from market.timeframe import ONE_MINUTE
 from store.live import LiveCandles
+from tests.unit.ingest.scripted import BTC, MINUTE, START, MemoryStore, ScriptedHistory, minutes
 
 
 class Local:

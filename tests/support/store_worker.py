@@ -10,13 +10,12 @@ import asyncio
 import sys
 from pathlib import Path
 
-from made_candles import BTC, DAY, START, absence, batch, made
-
 from market.clock import SystemClock
 from market.errors import ChandleryError
 from market.instrument import Series
 from store.archive.archive import Archive
 from store.sqlite.store import SqliteStore
+from tests.support.made_candles import BTC, DAY, START, absence, batch, made
 
 CLOCK = SystemClock()
 

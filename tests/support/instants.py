@@ -12,12 +12,12 @@ from typing import Any
 import duckdb
 import polars
 import pyarrow.parquet as pq
-from made_candles import BTC, NOW
 
 from market.candle import INSTANT, instants_ms, open_times_ms
 from market.clock import SystemClock, iso
 from store.archive.archive import Archive, read_candles
 from store.sqlite.store import SqliteStore
+from tests.support.made_candles import BTC, NOW
 
 
 async def stored(path: Path) -> Any:

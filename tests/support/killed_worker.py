@@ -7,7 +7,7 @@ import pathlib
 import signal
 from typing import Any
 
-import store_worker
+from tests.support import store_worker
 
 _left = int(os.environ["KILL_AT"])
 

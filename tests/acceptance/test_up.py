@@ -1,0 +1,102 @@
+"""The main job: the demonstration ends with a summary; `up` serves until it is interrupted, and stops cleanly."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx
+import polars as pl
+import pytest
+
+import chandlery as client
+from tests.acceptance.conftest import ROOT, Command, started
+
+UP = ("--now", "2024-06-01T00:00:30Z", "--since", "2024-05-31T20:00:00Z", "--speed", 120)
+
+
+def test_the_demonstration_ends_with_a_summary(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-m", "chandlery", "up", "--demo", "--home", str(tmp_path)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    for part in ("Kept", "Archived", "Served", "Backtested", "result hash", "simulated BTC/USDT 1m"):
+        assert part in done.stdout
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.glob("archive/simulated/BTC-USDT/1m/*.parquet"))
+
+
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_up_serves_what_it_keeps_until_interrupted(
+    chandlery: Command, tmp_path: Path, stop: signal.Signals
+) -> None:
+    with started("up", "--home", tmp_path, "--port", 0, *UP, ready="serving on") as (process, line):
+        url = "http://" + line.split("http://")[1].split()[0]
+        names = {"exchange": "simulated", "symbol": "BTC/USDT", "timeframe": "1m"}
+        first = httpx.get(f"{url}/v1/candles", params=names).json()
+        # The exchange's clock runs: a closed candle arrives by itself, two real half seconds apart.
+        newest = first["data"][-1][0]
+        for _ in range(3000):
+            later = httpx.get(f"{url}/v1/candles", params=names | {"limit": "5"}).json()
+            if later["data"][-1][0] > newest:
+                break
+        assert later["data"][-1][0] > newest
+        assert later["meta"]["complete"] is True
+        process.send_signal(stop)
+        assert process.stdout is not None
+        rest = process.stdout.read()
+        assert process.wait() == 0
+        assert "Traceback" not in rest
+        assert "stopped" in rest
+    # What it had committed is there, complete, and equal over both doors.
+    assert chandlery("check", "--home", tmp_path).code == 0
+    with client.connect(str(tmp_path)) as store:
+        kept = store.candles("BTC/USDT", "1m", exchange="simulated")
+    assert kept["open_time"].is_sorted()
+    assert kept.filter(pl.col("open_time").dt.epoch("ms") <= newest).height >= len(first["data"])
+
+
+def test_a_forming_candle_is_served_on_request_and_never_stored(tmp_path: Path) -> None:
+    with started("up", "--home", tmp_path, "--port", 0, *UP, ready="serving on") as (_, line):
+        url = "http://" + line.split("http://")[1].split()[0]
+        names = {"exchange": "simulated", "symbol": "BTC/USDT", "timeframe": "1m", "limit": "3"}
+        for _ in range(3000):
+            body = httpx.get(f"{url}/v1/candles", params=names | {"include_forming": "true"}).json()
+            at = body["columns"].index("closed")
+            if not body["data"][-1][at]:
+                break
+        assert [row[at] for row in body["data"]][-1] is False
+        assert all(row[at] for row in body["data"][:-1])
+        forming = body["data"][-1][0]
+        with client.connect(str(tmp_path)) as store:
+            stored = store.candles("BTC/USDT", "1m", exchange="simulated")
+        plain = httpx.get(f"{url}/v1/candles", params=names).json()
+        assert "closed" not in plain["columns"]
+        assert stored["open_time"].dt.epoch("ms").max() < forming + 60_000
+
+
+def test_the_commands_explain_themselves(chandlery: Command) -> None:
+    listing = chandlery("--help")
+    assert listing.code == 0
+    for command in ("up", "backfill", "check", "doctor"):
+        assert command in listing.out
+    assert chandlery("--version").out.startswith("chandlery ")
+
+
+def test_the_doctor_says_what_is_there(chandlery: Command, exchange_url: str, tmp_path: Path) -> None:
+    done = chandlery(
+        "doctor", "--home", tmp_path, "--exchange", "binance", "--exchange-url", exchange_url, "--json"
+    )
+    found = {one["what"]: one for one in done.json}
+    assert done.code == 0
+    assert "none yet" in found["database"]["detail"]
+    assert exchange_url in found["binance"]["detail"]
+    away = chandlery("doctor", "--home", tmp_path, "--exchange", "binance", "--exchange-url", "http://127.0.0.1:9")
+    assert away.code == 1

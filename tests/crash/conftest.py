@@ -1,8 +1,0 @@
-"""The simulated exchange of the integration tests serves the crash tests too."""
-
-from __future__ import annotations
-
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "integration"))
