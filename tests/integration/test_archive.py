@@ -13,7 +13,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from test_store_places import mounted
 
 from market.candle import CANDLE_SCHEMA, CandleState
 from market.clock import SystemClock, to_ms
@@ -27,6 +26,7 @@ from store.archive.archive import Archive, period_bounds, period_of, read_candle
 from store.archive.manifest import MANIFEST, Manifest, series_folder
 from store.files import UNFINISHED, locked
 from store.sqlite.store import DATABASE_NAME, SqliteStore
+from tests.integration.test_store_places import mounted
 from tests.support.made_candles import BTC, DAY, START, absence, at, batch, buckets, made, made_at
 from tests.support.proof import prove
 from tests.support.workers import worker

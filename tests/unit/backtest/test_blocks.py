@@ -7,7 +7,6 @@ from itertools import groupby, pairwise
 import polars as pl
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from written_archive import START, coverage_of, walk
 
 from backtest.blocks import Indicators, merged, raw_blocks
 from backtest.feed import Piece
@@ -19,6 +18,7 @@ from market.interval import Interval
 from market.timeframe import TIMEFRAMES
 from store.archive.manifest import ArchiveFile, Manifest
 from tests.unit.backtest.scripted import Scripted
+from tests.unit.backtest.written_archive import START, coverage_of, walk
 
 MINUTE = TIMEFRAMES["1m"]
 

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from written_archive import START
 
 from backtest.blocks import Block
 from backtest.equity import Booking, EquityRecorder, Holdings, curve_step
 from market.interval import Interval
 from market.timeframe import DAY_MS, TIMEFRAMES
+from tests.unit.backtest.written_archive import START
 
 MINUTE, DAY = TIMEFRAMES["1m"], TIMEFRAMES["1d"]
 

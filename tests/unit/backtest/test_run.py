@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from written_archive import START, coverage_of, covered, table_of, walk, write_archive
 
 from backtest.run import run_backtest
 from backtest.source import MissingCandles
@@ -18,6 +17,7 @@ from market.interval import Interval
 from market.timeframe import TIMEFRAMES
 from store.archive.manifest import read_manifest, series_folder
 from tests.unit.backtest.scripted import LEAKY, KeepsTheFrame, Momentum, Scripted
+from tests.unit.backtest.written_archive import START, coverage_of, covered, table_of, walk, write_archive
 from trading.order import buy, sell
 from trading.strategies.sma_cross import SmaCross
 
