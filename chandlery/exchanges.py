@@ -5,6 +5,9 @@ from __future__ import annotations
 import contextlib
 from collections.abc import AsyncIterator
 
+from stamina import instrumentation
+
+from chandlery.output import remark
 from exchange.ccxt_client import CcxtHistory
 from exchange.history import open_history
 
@@ -22,6 +25,7 @@ async def opened_exchange(exchange: str, url: str | None) -> AsyncIterator[CcxtH
 
     :param exchange: a ccxt id, or ``simulated`` for the simulated exchange (on port 9900 unless `url` says else).
     """
+    instrumentation.set_on_retry_hooks([_say])
     if exchange == SIMULATED:
         history = open_history(_SPOKEN, url or _DEFAULT_URL)
         history.exchange = SIMULATED
@@ -31,3 +35,8 @@ async def opened_exchange(exchange: str, url: str | None) -> AsyncIterator[CcxtH
         yield history
     finally:
         await history.close()
+
+
+def _say(details: instrumentation.RetryDetails) -> None:
+    """Tell who waits what for; the default is a line of the retrying library's own terms."""
+    remark(f"{details.caused_by}; trying again in {max(details.wait_for, 0.1):.1f} s")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+from collections.abc import Callable
 from importlib.metadata import version
 from typing import Any
 
@@ -13,23 +14,24 @@ from typer.core import TyperGroup
 from chandlery.output import complain
 from market.errors import BadInput, ChandleryError
 
-#: Command -> where it is defined. Imported when called: ccxt alone takes a second to import.
+#: Command -> where it is defined, and its summary. A command is imported when it is called, and none is for the
+#: list of all: ccxt alone takes a second to import.
 COMMANDS = {
-    "up": "chandlery.commands.up:up",
-    "simulate": "chandlery.commands.simulate:simulate",
-    "import": "chandlery.commands.files:import_file",
-    "export": "chandlery.commands.files:export_file",
-    "backfill": "chandlery.commands.backfill:backfill_series",
-    "ingest": "chandlery.commands.ingest:ingest",
-    "serve": "chandlery.commands.serve:serve",
-    "archive": "chandlery.commands.archive:archive_series",
-    "series": "chandlery.commands.series:list_series",
-    "coverage": "chandlery.commands.series:show_coverage",
-    "gaps": "chandlery.commands.series:show_gaps",
-    "check": "chandlery.commands.check:check",
-    "backtest": "chandlery.commands.backtest:backtest",
-    "db": "chandlery.commands.db:app",
-    "doctor": "chandlery.commands.doctor:doctor",
+    "up": ("chandlery.commands.up:up", "Fetch the last week, keep it current, archive it and serve it."),
+    "simulate": ("chandlery.commands.simulate:simulate", "Run an exchange that speaks Binance's spot protocol."),
+    "import": ("chandlery.commands.files:import_file", "Store the candles of a file, or restore an archive."),
+    "export": ("chandlery.commands.files:export_file", "Write the candles of a series to a file."),
+    "backfill": ("chandlery.commands.backfill:backfill_series", "Fetch what is unknown of some series."),
+    "ingest": ("chandlery.commands.ingest:ingest", "Keep series current until Ctrl-C."),
+    "serve": ("chandlery.commands.serve:serve", "Answer HTTP requests over what a home holds."),
+    "archive": ("chandlery.commands.archive:archive_series", "Write what changed into the Parquet archive."),
+    "series": ("chandlery.commands.series:list_series", "List the stored series."),
+    "coverage": ("chandlery.commands.series:show_coverage", "Show what is known of a series over time."),
+    "gaps": ("chandlery.commands.series:show_gaps", "List what a backfill would fetch."),
+    "check": ("chandlery.commands.check:check", "Prove what is stored, and say what is wrong or missing."),
+    "backtest": ("chandlery.commands.backtest:backtest", "Run a strategy over archived candles."),
+    "db": ("chandlery.commands.db:app", "Upgrade the database, or show its state."),
+    "doctor": ("chandlery.commands.doctor:doctor", "Look at versions, settings, disk, stores and an exchange."),
 }
 
 #: Exit codes: 0 done, 1 a finding or incomplete, 2 bad usage.
@@ -45,16 +47,28 @@ class _Commands(TyperGroup):
         return list(COMMANDS)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """A stand-in with the summary; enough for the list of all commands."""
         del ctx
-        if cmd_name not in COMMANDS:
-            return None
-        module, _, attribute = COMMANDS[cmd_name].partition(":")
-        found = getattr(importlib.import_module(module), attribute)
-        if isinstance(found, typer.Typer):
-            return typer.main.get_command(found)
-        single = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-        single.command(cmd_name, no_args_is_help=False)(found)
-        return typer.main.get_command(single)
+        return _single(cmd_name, lambda: None, help=COMMANDS[cmd_name][1]) if cmd_name in COMMANDS else None
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """The command itself, to be run."""
+        if args and args[0] in COMMANDS:
+            return args[0], loaded(args[0]), args[1:]
+        return super().resolve_command(ctx, args)
+
+
+def _single(name: str, function: Callable[..., None], **described: Any) -> Any:
+    single = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    single.command(name, **described)(function)
+    return typer.main.get_command(single)
+
+
+def loaded(name: str) -> Any:
+    """The command called `name`, imported."""
+    module, _, attribute = COMMANDS[name][0].partition(":")
+    found = getattr(importlib.import_module(module), attribute)
+    return typer.main.get_command(found) if isinstance(found, typer.Typer) else _single(name, found)
 
 
 app = typer.Typer(

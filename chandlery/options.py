@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+import sys
 from collections.abc import Coroutine
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -52,13 +53,10 @@ def load(home: Path | None, **given: Any) -> settings.Settings:
             structlog.processors.LogfmtRenderer(key_order=["timestamp", "level", "event"]),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.PrintLoggerFactory(_stderr()),
+        # Whatever stderr is when a line is written, not when this was set.
+        logger_factory=lambda *_: structlog.PrintLogger(sys.stderr),
     )
     return loaded
-
-
-def _stderr() -> Any:
-    return typer.get_text_stream("stderr")
 
 
 def symbols_of(text: str) -> list[str]:

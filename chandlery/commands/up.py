@@ -76,7 +76,9 @@ def up(
     port: Port = None,
     home: Home = None,
 ) -> None:
-    """Fetch the last week, keep it current, archive it and serve it, until Ctrl-C.
+    """Fetch the last week, keep it current, archive it and serve it.
+
+    Runs until Ctrl-C.
 
     By default from a simulated exchange that is started along; its candles are kept under the exchange name
     `simulated`. `--exchange binance` is the real one.

@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
+from stamina import instrumentation
 
 from chandlery.main import run
 
@@ -38,8 +40,8 @@ Command = Callable[..., Outcome]
 
 
 @pytest.fixture
-def chandlery(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Command:
-    """Runs a command line in this process."""
+def chandlery(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Command]:
+    """Runs a command line in this process, and takes back what it set for the whole of it."""
     for name in [name for name in os.environ if name.startswith("CHANDLERY_")]:
         monkeypatch.delenv(name)
 
@@ -53,7 +55,9 @@ def chandlery(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
         out, err = capfd.readouterr()
         return Outcome(code, out, err)
 
-    return call
+    yield call
+    structlog.reset_defaults()
+    instrumentation.set_on_retry_hooks(None)
 
 
 @contextmanager
