@@ -7,6 +7,7 @@ entered again; so the store runs in the loop of one background thread.
 from __future__ import annotations
 
 import asyncio
+import weakref
 from collections.abc import Coroutine, Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -35,10 +36,10 @@ class HomeSource:
         self, loop: asyncio.AbstractEventLoop, thread: Thread, resources: AsyncExitStack, store: SqliteStore
     ) -> None:
         self._loop = loop
-        self._thread = thread
-        self._resources = resources
         self._clock = SystemClock()
         self._market_data = MarketData(store, LiveCandles(self._clock), self._clock)
+        # A client that nobody closes (a line in a shell) is closed with the interpreter.
+        self._finalizer = weakref.finalize(self, _close, loop, thread, resources)
 
     @classmethod
     def opened(cls, home: Path) -> HomeSource:
@@ -72,9 +73,8 @@ class HomeSource:
         return self._run(self._records(noun, question))
 
     def close(self) -> None:
-        """Close the store and end the thread."""
-        self._run(self._resources.aclose())
-        _stop(self._loop, self._thread)
+        """Close the store and end the thread; a second time does nothing."""
+        self._finalizer()
 
     async def _candles(self, question: Mapping[str, Any]) -> pa.Table:
         series = _series(question)
@@ -124,6 +124,11 @@ class HomeSource:
 
 def _series(question: Mapping[str, Any]) -> Series:
     return Series.parse(question["exchange"], question["symbol"], question["timeframe"])
+
+
+def _close(loop: asyncio.AbstractEventLoop, thread: Thread, resources: AsyncExitStack) -> None:
+    asyncio.run_coroutine_threadsafe(resources.aclose(), loop).result()
+    _stop(loop, thread)
 
 
 def _stop(loop: asyncio.AbstractEventLoop, thread: Thread) -> None:

@@ -163,9 +163,9 @@ class Database:
 
     async def close(self) -> None:
         """Wait for what is under way and close every connection; the last one tidies the WAL away."""
-        loop = asyncio.get_running_loop()
-        await loop.run_in_executor(None, self._writer.shutdown)
-        await loop.run_in_executor(None, self._readers.shutdown)
+        # Waited for here and not on a thread: at the end of the interpreter there are no new threads to be had.
+        self._writer.shutdown()
+        self._readers.shutdown()
         for connection in self._opened:
             connection.close()
         if self._write_connection is not None:
