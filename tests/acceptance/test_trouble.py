@@ -35,7 +35,7 @@ def test_passing_trouble_is_sat_out(chandlery: Command, tmp_path: Path, name: st
     (series,) = done.json["series"]
     assert (series["stored"] + series["verified_empty"], series["missing"]) == (2880, 0)
     assert "Traceback" not in done.err
-    # A connection that closes without an answer is tried again by the HTTP library itself; a partial page is no error.
+    # The HTTP library itself repeats what got no answer at all, and a partial page is no error.
     if name not in ("nothing", "a partial page"):
         assert "trying again in" in done.err
 
