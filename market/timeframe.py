@@ -23,6 +23,7 @@ _MONDAY_MS = 4 * DAY_MS
 DEFAULT_ORIGIN_MS = DAY_MS
 
 Int64s = npt.NDArray[np.int64]
+_MONTH = np.timedelta64(1, "M")
 
 
 @dataclass(frozen=True, order=True)
@@ -95,7 +96,7 @@ class Timeframe:
     def next_all(self, open_times: Int64s) -> Int64s:
         """The end of each bucket, for an array of open times."""
         if self.name == "1M":
-            months = open_times.astype("datetime64[ms]").astype("datetime64[M]") + 1
+            months = open_times.astype("datetime64[ms]").astype("datetime64[M]") + _MONTH
             return months.astype("datetime64[ms]").astype(np.int64)
         return open_times + self.milliseconds
 
@@ -107,7 +108,7 @@ class Timeframe:
         if self.name == "1M":
             months = np.arange(
                 np.datetime64(first, "ms").astype("datetime64[M]"),
-                np.datetime64(end_ms - 1, "ms").astype("datetime64[M]") + 1,
+                np.datetime64(end_ms - 1, "ms").astype("datetime64[M]") + _MONTH,
             )
             return months.astype("datetime64[ms]").astype(np.int64)
         return np.arange(first, end_ms, self.milliseconds, dtype=np.int64)
