@@ -19,9 +19,11 @@ def main() -> None:
             [sys.executable, "-m", f"bench.{name}", "--json", *sys.argv[1:]], check=True, capture_output=True
         )
         (RESULTS / f"{name}.json").write_bytes(done.stdout)
-        found = json.loads(done.stdout)
-        for one in found if isinstance(found, list) else [found]:
-            print(json.dumps(one))
+        for one in json.loads(done.stdout):
+            print(
+                f"{one['name']:50} {one['ours_per_second']:>14,}/s   {one['baseline']:40}"
+                f" {one['baseline_per_second']:>14,}/s   {one['ratio']:8.3f} x"
+            )
 
 
 if __name__ == "__main__":

@@ -8,8 +8,6 @@ gets its closes as a ready list: it reads nothing, checks nothing and keeps no a
 
 from __future__ import annotations
 
-import argparse
-import json
 import tempfile
 from functools import partial
 from pathlib import Path
@@ -20,7 +18,7 @@ import pyarrow.parquet as pq
 
 from backtest.run import run_backtest
 from bench.market import walk
-from bench.paired import Measured, paired
+from bench.paired import Measured, paired, run
 from market.candle import open_times_ms
 from market.coverage import CoverageState, Covered
 from market.errors import Mismatch
@@ -123,20 +121,5 @@ def measure(count: int, rounds: int) -> list[Measured]:
     return found
 
 
-def main() -> None:
-    """Run and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", action="store_true")
-    parser.add_argument("--candles", type=int, default=1_000_000)
-    parser.add_argument("--rounds", type=int, default=5)
-    options = parser.parse_args()
-    found = measure(options.candles, options.rounds)
-    if options.json:
-        print(json.dumps([one.to_json() for one in found], indent=1))
-        return
-    for one in found:
-        print(one.line())
-
-
 if __name__ == "__main__":
-    main()
+    run(measure, __doc__)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import json
 import platform
 import statistics
 import time
@@ -81,3 +83,18 @@ def paired(
         rounds=rounds,
         budget=budget,
     )
+
+
+def run(measure: Callable[[int, int], list[Measured]], description: str | None) -> None:
+    """The command line of one benchmark: ``--candles``, ``--rounds``, ``--json``."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--candles", type=int, default=1_000_000)
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parser.parse_args()
+    found = measure(options.candles, options.rounds)
+    if options.json:
+        print(json.dumps([one.to_json() for one in found], indent=1))
+        return
+    for one in found:
+        print(one.line())

@@ -5,9 +5,7 @@ python -m bench.store [--json] [--candles N] [--rounds N]
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import json
 import shutil
 import sqlite3
 import tempfile
@@ -17,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 
 from bench.market import START, walk
-from bench.paired import Measured, paired
+from bench.paired import Measured, paired, run
 from market.candle import INSTANT, CandleState
 from market.clock import SystemClock
 from market.instrument import Series
@@ -189,20 +187,5 @@ def _reads(bench: Bench, rounds: int) -> list[Measured]:
     return found
 
 
-def main() -> None:
-    """Run and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", action="store_true")
-    parser.add_argument("--candles", type=int, default=1_000_000)
-    parser.add_argument("--rounds", type=int, default=5)
-    options = parser.parse_args()
-    found = measure(options.candles, options.rounds)
-    if options.json:
-        print(json.dumps([one.to_json() for one in found], indent=1))
-        return
-    for one in found:
-        print(one.line())
-
-
 if __name__ == "__main__":
-    main()
+    run(measure, __doc__)
