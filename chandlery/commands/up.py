@@ -38,8 +38,9 @@ from store.market_data import MarketData
 from store.sqlite.store import SqliteStore
 
 _DEFAULT_DAYS = 7
-#: A demonstration's exchange begins at the same instant each time, so that its numbers can be compared.
-_DEMO_NOW = "2024-06-01T00:00:30Z"
+#: A demonstration's exchange begins at the same instant each time, so that its numbers can be compared; in the week
+#: before it the made-up market has an outage.
+_DEMO_NOW = "2024-05-31T00:00:30Z"
 _DEMO_SPEED = 60.0
 _ARCHIVE_EVERY_SECONDS = 3600.0
 

@@ -29,6 +29,9 @@ def test_the_demonstration_ends_with_a_summary(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     for part in ("Kept", "Archived", "Served", "Backtested", "result hash", "simulated BTC/USDT 1m"):
         assert part in done.stdout
+    # The week has an outage of the made-up exchange: verified empty, and no gap.
+    kept = next(line.split() for line in done.stdout.splitlines() if line.startswith("simulated BTC/USDT 1m"))
+    assert (kept[5], kept[6]) == ("100", "0")
     assert "Traceback" not in done.stderr
     assert list(tmp_path.glob("archive/simulated/BTC-USDT/1m/*.parquet"))
 
