@@ -56,8 +56,9 @@ check: $(READY) ## prove what is stored; lists what is wrong or missing
 doctor: $(READY) ## what is configured, what is reachable
 	@$(BIN)/chandlery doctor $(ARGS)
 
-test: lint ## everything: lint, types, import rules, all tests (ARGS= goes to pytest)
+test: lint ## everything: lint, types, import rules, all tests, and again in another time zone (ARGS= goes to pytest)
 	$(BIN)/pytest $(ARGS)
+	$(if $(ARGS),,TZ=Asia/Seoul $(BIN)/pytest -q tests/unit tests/contract)
 
 test-fast: $(READY) ## unit tests only
 	$(BIN)/pytest tests/unit $(ARGS)
