@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from exchange.symbol import unknown_symbol
@@ -12,9 +12,9 @@ from ingest.clock import ExchangeClock
 from ingest.gap_filler import CandleStore, Filled, GapFiller
 from ingest.patience import Gate, History, Patience, PatientHistory
 from ingest.report import NoProgress, Progress, SeriesReport
-from market.clock import Clock, iso
+from market.clock import EARLIEST_MS, Clock, iso
 from market.coverage import CoverageState, gaps
-from market.errors import BadInput, ChandleryError, ExchangeRefused, Mismatch, Retryable
+from market.errors import BadInput, ChandleryError, ExchangeRefused, Mismatch, NotFound, Retryable
 from market.instrument import Instrument, Series
 from market.interval import Interval, IntervalSet
 from market.timeframe import Timeframe
@@ -66,7 +66,7 @@ async def backfill(
     now = await ExchangeClock(first, clock).read()
     if wanted.start >= now:
         raise BadInput("since", iso(wanted.start), f"an instant before the exchange's now, {iso(now)}")
-    instruments = await find_instruments(first, store, symbols)
+    instruments = await find_instruments(first, store, symbols, timeframe, now)
     room = asyncio.Semaphore(rules.concurrency)
 
     async def one(instrument: Instrument) -> SeriesReport:
@@ -90,7 +90,7 @@ async def backfill(
                 closed = filler.closed(series, wanted)
                 if closed is not None:
                     await filler.fill(series, closed, filled)
-            except (Retryable, ExchangeRefused, Mismatch) as stopped:
+            except (Retryable, ExchangeRefused, Mismatch, NotFound) as stopped:
                 error = stopped
             report = await _report(series, closed, filler, store, clock, filled, patient.requests, error)
             progress.finished(report)
@@ -113,9 +113,15 @@ async def run_together(works: Sequence[Coroutine[None, None, Outcome]]) -> list[
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def find_instruments(history: PatientHistory, store: CandleStore, symbols: Sequence[str]) -> list[Instrument]:
+async def find_instruments(
+    history: PatientHistory, store: CandleStore, symbols: Sequence[str], timeframe: Timeframe, now_ms: int
+) -> list[Instrument]:
     """The instruments called `symbols`, in that order; the exchange's whole list is saved on the way.
 
+    Three-day candles count from the listing day. Where the exchange does not tell it (Binance spot), its first
+    three-day candle does.
+
+    :param now_ms: exchange time.
     :raises NotFound: naming the first symbol that the exchange does not trade, with the nearest ones.
     """
     listed = await history.instruments()
@@ -125,7 +131,12 @@ async def find_instruments(history: PatientHistory, store: CandleStore, symbols:
     for symbol in symbols:
         if symbol not in by_symbol:
             raise unknown_symbol(history.exchange, symbol, by_symbol)
-    await store.save_instruments(listed)
+    if timeframe.name == "3d":
+        for symbol in symbols:
+            if by_symbol[symbol].listed_ms is None:
+                first = await history.first_open(symbol, timeframe, EARLIEST_MS, now_ms)
+                by_symbol[symbol] = replace(by_symbol[symbol], listed_ms=first)
+    await store.save_instruments(list(by_symbol.values()))
     return [by_symbol[symbol] for symbol in dict.fromkeys(symbols)]
 
 

@@ -37,12 +37,12 @@ class ExchangeClock:
     async def read(self) -> int:
         """Ask the exchange, and return its time now.
 
-        The answer is taken to be half a round trip old.
+        The answer is taken to be new. Waiting in a queue, for a rate limit or for a further try counts into the
+        round trip, so no part of it may be added: a clock that is ahead closes candles that are still forming.
         """
-        sent = self._local.now_ms()
         answered = await self._server.server_time()
         received = self._local.now_ms()
-        self.offset_ms = answered + (received - sent) // 2 - received
+        self.offset_ms = answered - received
         if self._read is not None and received > self._read[0]:
             self.pace = max(1.0, (answered - self._read[1]) / (received - self._read[0]))
         self._read = (received, answered)

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -120,13 +121,16 @@ class GapFiller:
 
     async def _step(self, series: Series, left: Interval, account: Filled) -> int:
         """Settle the beginning of `left` and return where to go on; always later than its start."""
+        asked_at = self._clock.now_ms()
         page = await self._page(series, left)
         reached = min(page.reaches, left.end)
         rows = page.table
         if not rows.num_rows and left.start < reached < left.end:
             following = await self._history.first_open(series.symbol, series.timeframe, reached, left.end)
             reached = left.end if following is None else max(reached, min(following, left.end))
-        stop = max([reached, *(series.timeframe.next(int(last)) for last in open_times_ms(rows)[-1:])])
+        floor = series.timeframe.floor
+        ends = (series.timeframe.next(floor(int(last), self._origin_ms)) for last in open_times_ms(rows)[-1:])
+        stop = max([reached, *ends])
         if stop <= left.start:
             raise Mismatch(
                 f"{series}: the answer of {series.exchange} does not advance: asked for candles from "
@@ -135,26 +139,32 @@ class GapFiller:
         absences: tuple[Absence, ...] = ()
         if reached > left.start and (holes := self._holes(series, Interval(left.start, reached), rows)):
             rows, absences, stop = await self._verify(series, holes, rows, stop)
-        written = await self._write(series, rows, absences)
+        written = await self._write(series, rows, absences, asked_at)
         account.written += written
         settled = Interval(left.start, min(stop, left.end))
         self._progress.advanced(series, self.buckets(series, settled), written.written)
         return stop
 
     async def _page(self, series: Series, asked: Interval) -> CandlePage:
-        """One page, with the rows outside `asked` (a forming candle among them) cut off."""
+        """One page, with the rows outside `asked` (a forming candle among them) cut off.
+
+        It reaches to the start of a bucket, also where a row that is not aligned says otherwise.
+        """
         page = await self._history.candles(series.symbol, series.timeframe, asked.start, asked.end)
         times = open_times_ms(page.table)
         inside = (times >= asked.start) & (times < asked.end)
-        if inside.all():
-            return page
-        return CandlePage(table=page.table.filter(pa.array(inside)), reaches=page.reaches)
+        reaches = page.reaches
+        if reaches < asked.end:
+            reaches = max(asked.start, series.timeframe.floor(reaches, self._origin_ms))
+        return CandlePage(table=page.table.filter(pa.array(inside)), reaches=reaches)
 
     def _holes(self, series: Series, span: Interval, rows: pa.Table) -> IntervalSet:
-        """The buckets of `span` without a row."""
-        times = open_times_ms(rows)
-        aligned = times[series.timeframe.floor_all(times, self._origin_ms) == times]
-        return IntervalSet([span]) - IntervalSet.of_candles(aligned, series.timeframe)
+        """The buckets of `span` in which no row opens.
+
+        A row that is not aligned will be refused, but the exchange has a candle there: its bucket is not empty.
+        """
+        buckets = series.timeframe.floor_all(open_times_ms(rows), self._origin_ms)
+        return IntervalSet([span]) - IntervalSet.of_candles(np.unique(buckets), series.timeframe)
 
     async def _verify(
         self, series: Series, holes: IntervalSet, rows: pa.Table, stop: int
@@ -177,14 +187,34 @@ class GapFiller:
         holes = holes.clip(hull.start, reached)
         if found.num_rows:
             holes &= self._holes(series, hull, found)
-            known = pc.is_in(found.column("open_time"), value_set=rows.column("open_time").combine_chunks())
-            rows = by_open_time(pa.concat_tables([rows, found.filter(pc.invert(known))]))
+            merged = _joined(rows, found)
+            if merged.num_rows > rows.num_rows:
+                merged, holes = await self._read_before(series, hull.start, holes, merged)
+            rows = merged
         evidence = (
             f"two reads of {series.exchange} agree: no candle in the range; the second read at "
             f"{iso(self._clock.now_ms())} exchange time"
         )
         confirmed.extend(self._absence(hole, evidence) for hole in holes)
         return rows, tuple(confirmed), stop
+
+    async def _read_before(
+        self, series: Series, start: int, holes: IntervalSet, rows: pa.Table
+    ) -> tuple[pa.Table, IntervalSet]:
+        """Read the hole before the first row alone, until nothing more is found in it.
+
+        The second read found what the first had not. An exchange whose page is smaller than its client believes
+        may give the last rows of a window: what was cut off in front shows only to who asks for that part alone.
+
+        :return: the rows with what was found, and the holes without it.
+        """
+        while (first := next(iter(holes), None)) is not None and first.start == start:
+            found, _ = await self._read_again(series, first)
+            if not found.num_rows:
+                break
+            rows = _joined(rows, found)
+            holes = (holes - IntervalSet([first])) | self._holes(series, first, found)
+        return rows, holes
 
     async def _read_again(self, series: Series, hull: Interval) -> tuple[pa.Table, int]:
         """A second read of `hull` up to its first page with rows: these rows, and how far it is conclusive."""
@@ -226,9 +256,11 @@ class GapFiller:
             expires_at=self._local.now_ms() + (RECENT_EMPTY_MS if recent else SETTLED_EMPTY_MS),
         )
 
-    async def _write(self, series: Series, rows: pa.Table, absences: tuple[Absence, ...]) -> Written:
-        """Commit one page; candles that closed only just now go into a batch of their own."""
-        now = self._clock.now_ms()
+    async def _write(self, series: Series, rows: pa.Table, absences: tuple[Absence, ...], now: int) -> Written:
+        """Commit one page; candles that closed only just now go into a batch of their own.
+
+        :param now: exchange time when the page was asked for; a wait since then makes no candle more final.
+        """
         old = series.timeframe.next_all(open_times_ms(rows)) <= now - VERIFIED_AFTER_MS
         source = f"{series.exchange} rest"
         written = Written()
@@ -248,3 +280,9 @@ class GapFiller:
     def buckets(self, series: Series, interval: Interval) -> int:
         """How many buckets of `series` open in `interval`."""
         return series.timeframe.count(interval.start, interval.end, self._origin_ms)
+
+
+def _joined(rows: pa.Table, found: pa.Table) -> pa.Table:
+    """`rows`, and of `found` what opens at other times, sorted."""
+    known = pc.is_in(found.column("open_time"), value_set=rows.column("open_time").combine_chunks())
+    return by_open_time(pa.concat_tables([rows, found.filter(pc.invert(known))]))

@@ -19,7 +19,7 @@ from ingest.patience import Gate, History, Patience, PatientHistory, Sleep
 from market.candle import open_times_ms
 from market.clock import Clock
 from market.coverage import CoverageState
-from market.errors import ChandleryError, ExchangeRefused, Mismatch, RateLimited, Retryable
+from market.errors import ChandleryError, ExchangeRefused, Mismatch, NotFound, RateLimited, Retryable
 from market.instrument import Instrument, Series
 from market.interval import Interval
 from market.timeframe import DAY_MS, Timeframe
@@ -36,6 +36,8 @@ class LiveRules:
     settle_ms: int = 2_000
     #: How far back the loop fills gaps when it starts, milliseconds; older ones are a backfill's work.
     look_back_ms: int = DAY_MS
+    #: Nothing that opens before this instant is asked for, epoch milliseconds.
+    since_ms: int = 0
     #: Seconds between two polls of the forming candle.
     poll_every: float = 3.0
     #: The shortest pause between two rounds, seconds; an exchange that runs fast is asked no more often.
@@ -115,9 +117,11 @@ class LiveLoop:
         failures = 0
         while True:
             try:
+                now = await self._clock.read()
                 if not instruments:
-                    instruments = await find_instruments(self._patient, self._store, self._symbols)
-                await self._clock.read()
+                    instruments = await find_instruments(
+                        self._patient, self._store, self._symbols, self._timeframe, now
+                    )
                 error = await self._round(instruments)
             except (Retryable, ExchangeRefused, Mismatch) as stopped:
                 error = stopped
@@ -140,7 +144,7 @@ class LiveLoop:
             try:
                 await self._fill(series, instrument)
                 await self._poll_forming(series, instrument)
-            except (Retryable, ExchangeRefused, Mismatch) as error:
+            except (Retryable, ExchangeRefused, Mismatch, NotFound) as error:
                 self._tell(replace(self._status(series), error=str(error), checked_at=self._clock.now_ms()))
                 return error
             return None
@@ -159,7 +163,7 @@ class LiveLoop:
         # A loop that was held up for longer than the look-back goes on where it stopped.
         start = now - self._rules.look_back_ms
         start = start if status.last_closed is None else min(start, status.last_closed)
-        recent = filler.closed(series, Interval(start, now))
+        recent = filler.closed(series, Interval(min(max(start, self._rules.since_ms), now - 1), now))
         newest = None if recent is None else series.timeframe.next(recent.end, -1)
         if recent is not None and (status.last_closed != newest or status.error):
             await filler.fill(series, recent)

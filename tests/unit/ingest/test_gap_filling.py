@@ -14,7 +14,7 @@ from exchange.page import CandlePage
 from ingest.backfill import BackfillRules, backfill
 from ingest.patience import Patience
 from ingest.report import SeriesReport
-from market.candle import CandleState, no_candles
+from market.candle import CandleState, no_candles, open_times_ms
 from market.clock import SystemClock
 from market.coverage import CoverageState
 from market.errors import (
@@ -27,7 +27,7 @@ from market.errors import (
     StoreUnusable,
 )
 from market.interval import Interval, IntervalSet
-from market.timeframe import DAY_MS, ONE_MINUTE, Timeframe
+from market.timeframe import DAY_MS, ONE_MINUTE, TIMEFRAMES, Timeframe
 from tests.unit.ingest.scripted import BTC, ETH, MINUTE, START, MemoryStore, ScriptedHistory, minutes
 
 RULES = BackfillRules(patience=Patience(attempts=3))
@@ -114,6 +114,29 @@ class TestFilling:
         states = [(batch.state, batch.table.num_rows) for batch in store.batches]
         assert states == [(CandleState.VERIFIED, 9), (CandleState.CLOSED, 1)]
 
+    def test_a_wait_after_the_question_makes_no_candle_verified(self) -> None:
+        class Waits(ScriptedHistory):
+            """The second read of a page waits two minutes."""
+
+            async def candles(self, symbol: str, timeframe: Timeframe, start_ms: int, end_ms: int) -> CandlePage:
+                if self.count("candles") == 1:
+                    local.ahead += 2 * MINUTE
+                return await super().candles(symbol, timeframe, start_ms, end_ms)
+
+        class Local:
+            ahead = 0
+
+            def now_ms(self) -> int:
+                return START + self.ahead
+
+        local = Local()
+        history, store = Waits(minutes(*range(5), *range(6, 10))), MemoryStore()
+        history.now = START + 10 * MINUTE + 3_000
+        wanted = Interval(START, START + 10 * MINUTE)
+        asyncio.run(backfill(history, store, local, ["BTC/USDT"], ONE_MINUTE, wanted, rules=RULES))
+        states = {one.state: open_times_ms(one.table).tolist() for one in store.batches}
+        assert states[CandleState.CLOSED] == minutes(9)
+
 
 class TestAbsence:
     def test_a_hole_is_verified_by_a_second_read(self) -> None:
@@ -191,6 +214,43 @@ class TestAbsence:
         assert (report.missing, report.missing_intervals) == (50, span(0, 50))
         assert not report.complete
 
+    @pytest.mark.parametrize("hole", [None, 30, 95])
+    def test_an_answer_cut_off_in_front_makes_nothing_empty(self, hole: int | None) -> None:
+        class CutInFront(ScriptedHistory):
+            """Gives the last twenty rows of a window of a hundred."""
+
+            async def candles(self, symbol: str, timeframe: Timeframe, start_ms: int, end_ms: int) -> CandlePage:
+                page = await super().candles(symbol, timeframe, start_ms, end_ms)
+                table = page.table.slice(max(0, page.table.num_rows - 20))
+                return CandlePage(table=table, reaches=page.reaches)
+
+        times = minutes(*(at for at in range(150) if at != hole))
+        store = MemoryStore()
+        (report,) = run(CutInFront(times, page=100, windows=True), store, 0, 150)
+        assert store.times(BTC) == times
+        assert (report.verified_empty, report.complete) == (hole is not None, True)
+
+    def test_candles_that_are_not_aligned_are_refused_and_their_buckets_are_not_empty(self) -> None:
+        shifted = [time + 7_000 for time in minutes(*range(5, 25))]
+        history, store = ScriptedHistory([*minutes(*range(5)), *shifted], page=10), MemoryStore()
+        (report,) = run(history, store, 0, 30)
+        assert (report.stored, report.refused, report.missing) == (5, 20, 20)
+        assert report.missing_intervals == span(5, 25)
+        assert store.in_state(BTC, CoverageState.EMPTY) == span(25, 30)
+        assert not report.complete
+
+    def test_three_day_candles_count_from_the_first_one_where_no_listing_day_is_told(self) -> None:
+        days = TIMEFRAMES["3d"]
+        listed = 19_439 * DAY_MS  # 2023-03-23; the default origin is a day off
+        history, store = ScriptedHistory([listed + at * 3 * DAY_MS for at in range(4)]), MemoryStore()
+        history.now = listed + 12 * DAY_MS + MINUTE
+        wanted = Interval(listed - DAY_MS, history.now)
+        asyncio.run(backfill(history, store, SystemClock(), ["BTC/USDT"], days, wanted, rules=RULES))
+        assert {one.symbol: one.listed_ms for one in store.instruments} == {"BTC/USDT": listed, "ETH/USDT": None}
+        assert [open_times_ms(one.table).tolist() for one in store.batches if one.table.num_rows] == [
+            history.times.tolist()
+        ]
+
 
 class TestTrouble:
     def test_a_passing_trouble_is_sat_out(self) -> None:
@@ -209,6 +269,15 @@ class TestTrouble:
         assert (broken.missing, broken.missing_intervals) == (10, span(0, 10))
         assert whole.complete
         assert store.times(ETH) == minutes(*range(10))
+
+    def test_a_symbol_that_is_listed_but_not_served_does_not_stop_the_others(self) -> None:
+        history, store = ScriptedHistory(minutes(*range(10))), MemoryStore()
+        history.before = failing(1, NotFound("symbol", "BTC/USDT", hint="a symbol that is traded"))
+        rules = BackfillRules(concurrency=1)
+        gone, whole = run(history, store, 0, 10, "BTC/USDT", "ETH/USDT", rules=rules)
+        assert isinstance(gone.error, NotFound)
+        assert gone.missing == 10
+        assert whole.complete
 
     def test_a_refusal_is_not_repeated(self) -> None:
         history = ScriptedHistory(minutes(*range(10)))

@@ -8,13 +8,14 @@ from collections.abc import Callable, Iterator
 import pytest
 import stamina
 
+from exchange.page import CandlePage
 from ingest.clock import ExchangeClock
 from ingest.live import LiveLoop, LiveRules, LiveStatus
 from market.candle import open_times_ms
 from market.errors import ExchangeRefused, ExchangeUnavailable, NotFound, RateLimited, StoreUnusable
-from market.timeframe import ONE_MINUTE
+from market.timeframe import ONE_MINUTE, Timeframe
 from store.live import LiveCandles
-from tests.unit.ingest.scripted import BTC, MINUTE, START, MemoryStore, ScriptedHistory, minutes
+from tests.unit.ingest.scripted import BTC, ETH, MINUTE, START, MemoryStore, ScriptedHistory, minutes
 
 
 class Local:
@@ -125,7 +126,7 @@ def test_a_quiet_round_asks_for_time_and_the_forming_candle_only() -> None:
     stage = Stage(minutes(*range(100)), START + 50 * MINUTE + 5_000, pauses=1)
     stage.run()
     asked = [question for question, _, _ in stage.history.asked]
-    assert asked == ["instruments", "server_time", "candles", "candles", "server_time", "candles"]
+    assert asked == ["server_time", "instruments", "candles", "candles", "server_time", "candles"]
 
 
 def test_a_fast_exchange_is_kept_up_with() -> None:
@@ -181,21 +182,40 @@ def test_an_unknown_symbol_and_a_broken_store_end_the_loop() -> None:
         asyncio.run(stage.loop.run())
 
 
-def test_the_exchange_clock_counts_half_the_round_trip_and_the_pace() -> None:
+def test_the_exchange_clock_is_never_ahead_and_knows_the_pace() -> None:
     local = Local()
 
     class Server:
         now = 5_000_000
+        waited = 40
 
         async def server_time(self) -> int:
-            local.time_ms += 40
+            local.time_ms += self.waited
             return self.now
 
     server = Server()
     clock = ExchangeClock(server, local)
-    assert asyncio.run(clock.read()) == 5_000_020
+    assert asyncio.run(clock.read()) == 5_000_000
     local.time_ms += 960
     server.now += 10_000
     asyncio.run(clock.read())
     assert clock.pace == 10.0
-    assert clock.now_ms() == 5_010_020
+    assert clock.now_ms() == 5_010_000
+    # A minute in a queue or under a rate limit passes before the question is sent, not after the answer.
+    server.waited = 60_000
+    assert asyncio.run(clock.read()) == 5_010_000
+
+
+def test_a_series_that_is_gone_does_not_stop_the_others() -> None:
+    stage = Stage(minutes(*range(60)), START + 50 * MINUTE + 5_000, pauses=2, symbols=("BTC/USDT", "ETH/USDT"))
+    asked = stage.history.candles
+
+    async def candles(symbol: str, timeframe: Timeframe, start_ms: int, end_ms: int) -> CandlePage:
+        if symbol == "BTC/USDT":
+            raise NotFound("symbol", symbol, hint="a symbol that is traded")
+        return await asked(symbol, timeframe, start_ms, end_ms)
+
+    stage.history.candles = candles  # type: ignore[method-assign]
+    stage.run()
+    assert stage.store.times(ETH) == minutes(*range(41, 50))
+    assert "BTC/USDT" in str(stage.status.error)
