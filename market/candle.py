@@ -17,6 +17,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from market.clock import EARLIEST_MS, LATEST_MS
 from market.errors import BadInput
 from market.timeframe import DEFAULT_ORIGIN_MS, Int64s, Timeframe
 
@@ -201,6 +202,10 @@ def check(
     for name in (*QUANTITIES, "trades"):
         values = table.column(name).to_numpy().astype(np.float64)
         refuse(values < 0, f"{name} is {{{name}}}: must not be negative")
+    refuse(
+        (times < EARLIEST_MS) | (times >= LATEST_MS),
+        "open_time is not from 2000 to 2099: seconds or microseconds where milliseconds are meant?",
+    )
     refuse(
         timeframe.floor_all(times, origin_ms) != times, f"open_time is not the start of a {timeframe} bucket (UTC)"
     )

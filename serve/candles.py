@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any
 from urllib.parse import urlencode
 
+import numpy as np
 import orjson
 import pyarrow as pa
 from fastapi import APIRouter, Depends, Request, Response
@@ -143,11 +144,14 @@ def _meta(answer: CandleAnswer, query: CandleQuery) -> dict[str, Any]:
 def _etag(query: CandleQuery, answers: list[CandleAnswer], metas: list[dict[str, Any]]) -> str:
     """A strong tag: equal tags mean equal bytes.
 
-    The fingerprint inside `meta` stands for the closed rows and the ledger for their ``missing`` counts, so only a
-    forming row has to be looked at itself.
+    The fingerprint inside `meta` stands for the closed rows. Their ``missing`` counts, which the ledger of a moment
+    later need not agree with, and a forming row have to be looked at themselves.
     """
     seed = hashlib.blake2b(orjson.dumps([query.format, query.format.version, query.columns, metas]), digest_size=12)
     for answer in answers:
+        missing = answer.table.column("missing").to_numpy()
+        lacking = np.flatnonzero(missing)
+        seed.update(lacking.tobytes() + missing[lacking].tobytes() + b"|")
         seed.update(repr(_forming(answer).to_pylist()).encode())
     return f'"{seed.hexdigest()}"'
 

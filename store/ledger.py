@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from market.coverage import CoverageState, Covered
+from market.coverage import known as known_at
 from market.interval import Interval, IntervalSet
 from store.batch import Absence
 
@@ -16,8 +17,8 @@ def learn(
     """The ledger after a batch.
 
     Present beats everything: a stored candle is there whatever the exchange says later. A newer absence replaces
-    an older one, unless it says the same: then the ledger stays as it is. Neighbours that say the same become one
-    entry.
+    an older one, unless it says the same, or has expired already (an old archive) while the older one holds: then
+    the ledger stays as it is. Neighbours that say the same become one entry.
 
     :param known: disjoint entries, sorted; at least all that overlap or touch what is new.
     :param present: what the batch's candles cover.
@@ -39,6 +40,11 @@ def learn(
         for one in absences
     ]
     claimed = _disjoint(claimed)
+    expired = IntervalSet(
+        one.interval for one in claimed if one.expires_at is not None and one.expires_at <= learned_at
+    )
+    if expired:
+        claimed = outside(claimed, expired & known_at(known, learned_at))
     fresh += outside(claimed, present | stored | _repeated(claimed, known))
     kept = outside(known, IntervalSet(one.interval for one in fresh))
     return joined(sorted([*kept, *fresh], key=lambda one: one.interval))

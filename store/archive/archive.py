@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -29,6 +31,9 @@ from store.archive.manifest import (
 from store.batch import Absence, CandleBatch, Written
 from store.files import UNFINISHED, locked, replacing
 from store.sqlite.store import SqliteStore
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 
 _LOCK = ".archive.lock"
 _YEAR = 12
@@ -98,10 +103,10 @@ class Archive:
                     continue
                 start, end = period_bounds(period)
                 table = await store.read(series, start, end)
-                files.append(await asyncio.to_thread(self._write_file, series, period, table))
+                files.append(await _to_its_end(self._write_file, series, period, table))
                 written += 1
             manifest = Manifest(series=series, files=tuple(files), coverage=tuple(coverage))
-            removed = await asyncio.to_thread(self._swap, manifest, before)
+            removed = await _to_its_end(self._swap, manifest, before)
         return ArchiveReport(
             series=series,
             files=len(files),
@@ -257,6 +262,20 @@ def period_bounds(period: str) -> tuple[int, int]:
     year, _, number = period.partition("-")
     start = month.next(0, (int(year) - 1970) * _YEAR + (int(number) - 1 if number else 0))
     return start, month.next(start, 1 if number else _YEAR)
+
+
+async def _to_its_end(work: Callable[_P, _T], *args: _P.args, **named: _P.kwargs) -> _T:
+    """Run `work` in a thread. Cancelled, wait for it first: it must not go on after the lock is given back."""
+    task = asyncio.create_task(asyncio.to_thread(work, *args, **named))
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        while not task.done():
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.wait({task})
+        # Looked at, so that nobody is told of an error that nobody waits for.
+        task.exception()
+        raise
 
 
 async def _chunk_digests(store: SqliteStore, series: Series) -> list[tuple[int, Digest]]:

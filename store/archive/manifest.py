@@ -138,8 +138,14 @@ class Manifest:
 
 
 def series_folder(root: Path, series: Series) -> Path:
-    """Where a series stands in the archive. ``/`` becomes ``-`` and ``:`` becomes ``_`` in the symbol."""
-    symbol = series.symbol.replace("/", "-").replace(":", "_")
+    """Where a series stands in the archive. ``/`` becomes ``-`` and ``:`` becomes ``_`` in the symbol.
+
+    Two symbols never share a folder: a ``-`` or ``_`` that would read like one of these is written as ``%2D`` or
+    ``%5F`` (``A-B/C`` is ``A%2DB-C``, ``A/B-C`` is ``A-B-C``).
+    """
+    pair, settled, settle = series.symbol.replace("%", "%25").partition(":")
+    base, slash, quote = pair.replace("_", "%5F").partition("/")
+    symbol = base.replace("-", "%2D") + slash.replace("/", "-") + quote + settled.replace(":", "_") + settle
     return root / series.exchange / symbol / series.timeframe.name
 
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 from market.candle import Bools, CandleState, by_open_time, check, open_times_ms
 from market.fingerprint import Digest, digest, group_digests, row_hashes
 from market.interval import IntervalSet
-from market.timeframe import DAY_MS, TIMEFRAMES, Int64s, Timeframe
+from market.timeframe import DAY_MS, DEFAULT_ORIGIN_MS, TIMEFRAMES, Int64s, Timeframe
 from store.batch import CandleBatch, Written
 from store.ledger import learn
 from store.sqlite.coverage import read_coverage, replace_coverage
@@ -54,7 +54,8 @@ class Merge:
     def run(self) -> Written:
         """Merge the batch. Nothing is written where nothing changes."""
         batch = self._batch
-        good, refusals = check(batch.table, batch.series.timeframe, batch.now_ms, self._key.origin_ms)
+        origin = self._key.origin_ms if self._key.anchored else _common_origin(batch.table, batch.series.timeframe)
+        good, refusals = check(batch.table, batch.series.timeframe, batch.now_ms, origin)
         table = by_open_time(batch.table.filter(pa.array(good)))
         if table.num_rows:
             self._merge_rows(table)
@@ -207,6 +208,15 @@ class Merge:
                 for start, chunk in self._touched.items()
             ],
         )
+
+
+def _common_origin(table: pa.Table, timeframe: Timeframe) -> int:
+    """Where the three-day candles of a series that nothing is known of count from: where most of them open."""
+    times = open_times_ms(table)
+    days = times[times % DAY_MS == 0] // DAY_MS % 3
+    if timeframe.name != "3d" or not len(days):
+        return DEFAULT_ORIGIN_MS
+    return int(np.bincount(days).argmax()) * DAY_MS
 
 
 def _equal_rows(ours: pa.Table, theirs: pa.Table) -> Bools:

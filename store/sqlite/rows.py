@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Any
 
@@ -32,7 +32,10 @@ class SeriesKey:
     revision: int
     #: Epoch milliseconds; strictly increasing from write to write.
     last_write: int
+    #: Where three-day buckets count from: the listing day, or where nobody told it, the first stored candle.
     origin_ms: int
+    #: False while neither is known and `origin_ms` is the usual one.
+    anchored: bool = True
 
     @property
     def names(self) -> dict[str, Any]:
@@ -48,9 +51,14 @@ def find_series(connection: sqlite3.Connection, series: Series) -> SeriesKey | N
     ).fetchone()
     if row is None or row[1] is None:
         return None
-    listed = row[3]
-    origin = DEFAULT_ORIGIN_MS if listed is None else listed // DAY_MS * DAY_MS
-    return SeriesKey(row[0], series.timeframe.seconds, row[1], row[2], origin)
+    key = SeriesKey(row[0], series.timeframe.seconds, row[1], row[2], DEFAULT_ORIGIN_MS, anchored=False)
+    if row[3] is not None:
+        return replace(key, origin_ms=row[3] // DAY_MS * DAY_MS, anchored=True)
+    if series.timeframe.name == "3d":
+        first, _ = connection.execute(QUERIES["series_bounds"], key.names).fetchone()
+        if first is not None:
+            return replace(key, origin_ms=first, anchored=True)
+    return key
 
 
 def add_series(connection: sqlite3.Connection, series: Series) -> SeriesKey:

@@ -14,7 +14,7 @@ from market.fingerprint import Digest, digest
 from market.interval import Interval
 from market.timeframe import TIMEFRAMES
 from store.batch import Absence, CandleBatch, Written
-from tests.support.made_candles import BTC, ETH, MINUTE, NOW, START, absence, at, batch, made, made_at, rows
+from tests.support.made_candles import BTC, DAY, ETH, MINUTE, NOW, START, absence, at, batch, made, made_at, rows
 
 WHOLE = (START, at(100_000))
 
@@ -239,3 +239,15 @@ def test_a_forming_candle_cannot_even_be_asked_to_be_stored() -> None:
 def test_presence_cannot_be_claimed_without_a_candle() -> None:
     with pytest.raises(BadInput, match="only a stored candle makes a range present"):
         Absence(interval=Interval(START, START + MINUTE), state=CoverageState.PRESENT, evidence="")
+
+
+async def test_three_day_candles_of_unknown_listing_count_from_where_most_of_them_open(store: Any) -> None:
+    days = BTC.at(TIMEFRAMES["3d"])
+    opens = [START + 3 * number * DAY for number in range(5)]
+    strays = [START + DAY, START + 13 * DAY]
+    written = await store.write(batch(made_at([*strays, *opens]), series=days))
+    assert (written.inserted, len(written.refusals)) == (5, 2)
+    # From then on the stored ones say where the others belong.
+    written = await store.write(batch(made_at([START + 16 * DAY, START + 18 * DAY, START + 19 * DAY]), series=days))
+    assert (written.inserted, len(written.refusals)) == (1, 2)
+    assert (await store.facts(days)).origin_ms % (3 * DAY) == START % (3 * DAY)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
 import random
+import threading
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ from market.clock import SystemClock, to_ms
 from market.coverage import CoverageState
 from market.errors import SchemaTooNew, StoreBusy, StoreUnusable
 from market.fingerprint import dataset_fingerprint, digest
-from market.instrument import Series
+from market.instrument import Instrument, Series
 from market.interval import Interval
 from market.timeframe import TIMEFRAMES
 from store.archive.archive import Archive, period_bounds, period_of, read_candles
@@ -368,3 +370,65 @@ async def test_files_are_sorted_encoded_and_compressed(store: SqliteStore, archi
     assert "DELTA_BINARY_PACKED" in encodings["open_time"].encodings
     assert "BYTE_STREAM_SPLIT" in encodings["volume"].encodings
     assert not [name for name, one in encodings.items() if "RLE_DICTIONARY" in one.encodings]
+
+
+async def test_symbols_that_differ_in_a_dash_or_an_underscore_keep_apart(
+    store: SqliteStore, archive: Archive
+) -> None:
+    symbols = ["A-B/C", "A/B-C", "A/B_C", "A/B:C", "A_B/C", "A%2DB/C", "BTC/USDT:USDT-231229", "BTC/USDT"]
+    series = [Series("binance", symbol, BTC.timeframe) for symbol in symbols]
+    for number, one in enumerate(series):
+        await store.write(batch(made(range(number + 1)), series=one))
+        await archive.build(store, one)
+    assert len({series_folder(archive.root, one) for one in series}) == len(series)
+    for number, one in enumerate(series):
+        manifest = archive.manifest(one)
+        assert manifest is not None
+        assert (manifest.series, manifest.digest.rows) == (one, number + 1)
+        assert archive.verify(one) == []
+    assert series_folder(archive.root, series[-2]) == archive.root / "binance" / "BTC-USDT_USDT-231229" / "1m"
+
+
+async def test_three_day_candles_of_any_listing_day_come_back(
+    store: SqliteStore, archive: Archive, tmp_path: Path, clock: Any
+) -> None:
+    days = Series("binance", "ARB/USDT", TIMEFRAMES["3d"])
+    listed = to_ms("2023-03-23")
+    arb = Instrument(
+        exchange="binance", symbol="ARB/USDT", exchange_symbol="ARBUSDT", base="ARB", quote="USDT", listed_ms=listed
+    )
+    await store.save_instruments([arb])
+    await store.write(batch(made_at([listed + 3 * number * DAY for number in range(9)]), series=days))
+    report = await archive.build(store, days)
+    async with SqliteStore.opened(tmp_path / "other" / DATABASE_NAME, clock) as other:
+        restored = await archive.restore(other, days, clock)
+        assert (restored.inserted, restored.refusals) == (9, ())
+        again = await Archive(tmp_path / "again").build(other, days)
+    assert again.fingerprint == report.fingerprint
+
+
+async def test_cancelled_it_keeps_the_lock_until_the_last_write_has_ended(
+    store: SqliteStore, archive: Archive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await store.write(batch(made(range(10))))
+    swapping, go_on = threading.Event(), threading.Event()
+    swap = archive._swap
+
+    def slow(*given: Any) -> int:
+        swapping.set()
+        assert go_on.wait(10)
+        return swap(*given)
+
+    monkeypatch.setattr(archive, "_swap", slow)
+    task = asyncio.create_task(archive.build(store, BTC))
+    assert await asyncio.to_thread(swapping.wait, 10)
+    for _ in range(2):
+        task.cancel()
+        await asyncio.sleep(0)
+    with pytest.raises(StoreBusy), locked(archive.root / ".archive.lock", "another"):
+        pass
+    go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    with locked(archive.root / ".archive.lock", "another"):
+        assert archive.verify(BTC) == []

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from market.candle import (
     CANDLE_SCHEMA,
     COLUMNS,
+    PRICES,
     by_open_time,
     candles,
     check,
@@ -177,8 +178,8 @@ def test_many_repeats_are_told_apart_in_one_pass() -> None:
     price = 1.0 + minutes + version
     columns = {name: price for name in ("open", "high", "low", "close", "volume")}
     known = pa.array(np.ones(count), mask=version == 0)
-    table = candles({"open_time": minutes * 60_000, **columns, "quote_volume": known})
-    good, refusals = check(table, TIMEFRAMES["1m"], 10**12)
+    table = candles({"open_time": 10**12 // 60_000 * 60_000 + minutes * 60_000, **columns, "quote_volume": known})
+    good, refusals = check(table, TIMEFRAMES["1m"], 2 * 10**12)
     first: dict[int, int] = {}
     expected_good, expected_refused = [], []
     for row, (minute, kind) in enumerate(zip(minutes.tolist(), version.tolist(), strict=True)):
@@ -189,3 +190,13 @@ def test_many_repeats_are_told_apart_in_one_pass() -> None:
             expected_refused.append(row)
     assert np.flatnonzero(good).tolist() == expected_good
     assert [one.row for one in refusals] == expected_refused
+
+
+@pytest.mark.parametrize(
+    "open_time", [0, -60_000, 1_679_659_200, 1_679_659_200_000_000, 2**63 - 1 - (2**63 - 1) % 60_000]
+)
+def test_an_open_time_in_another_unit_is_refused(open_time: int) -> None:
+    one = candles({"open_time": [open_time], **{name: [1.0] for name in (*PRICES, "volume")}})
+    good, refusals = check(one, TIMEFRAMES["1m"], 10**13)
+    assert not good.any()
+    assert "not from 2000 to 2099" in refusals[0].reason

@@ -47,6 +47,18 @@ def test_overlapping_claims_of_one_batch_share_nothing() -> None:
     assert learned == [entry(0, 6, EMPTY), entry(6, 9, OUTAGE)]
 
 
+def test_an_absence_that_has_expired_does_not_replace_one_that_holds() -> None:
+    stale = Absence(interval=Interval(0, 20), state=EMPTY, evidence="long ago", expires_at=5)
+    known = [entry(4, 10, EMPTY)]
+    learned = learn(known, IntervalSet(), [stale, gone(20, 22)], "a", 9)
+    assert [(one.interval.start, one.interval.end, one.evidence) for one in learned] == [
+        (0, 4, "long ago"),
+        (4, 10, "seen"),
+        (10, 20, "long ago"),
+        (20, 22, "seen"),
+    ]
+
+
 def test_parts_outside_walls() -> None:
     entries = [entry(0, 10), entry(20, 30)]
     walls = IntervalSet.of((2, 3), (5, 22), (29, 40))
