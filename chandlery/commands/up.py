@@ -27,7 +27,8 @@ from ingest.live import LiveLoop, LiveRules
 from ingest.patience import History
 from ingest.report import SeriesReport
 from market import timeframe as timeframes
-from market.errors import BadInput
+from market.clock import iso
+from market.errors import BadInput, Retryable
 from market.interval import Interval
 from market.timeframe import DAY_MS
 from serve.app import create_app
@@ -43,6 +44,7 @@ _DEFAULT_DAYS = 7
 _DEMO_NOW = "2024-05-31T00:00:30Z"
 _DEMO_SPEED = 60.0
 _ARCHIVE_EVERY_SECONDS = 3600.0
+_RETRY_SECONDS = 60.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,53 +124,95 @@ async def _run(plan: Plan, demo: bool) -> bool:
     settings = plan.settings
     with holding(settings, "up"):
         async with contextlib.AsyncExitStack() as stack:
+            store = await stack.enter_async_context(opened_store(settings))
+            live = LiveCandles(CLOCK)
+            market_data = MarketData(store, live, CLOCK)
+            ready: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+            app = create_app(lambda: _shared(market_data), archive(settings))
+            # The service comes first: a port in use is known before anything is fetched, and what is stored
+            # already can be read while the rest comes in.
+            serving = asyncio.create_task(serve_app(app, settings.host, settings.port, ready.set_result))
+            stack.push_async_callback(_end, serving)
+            await _first(ready, serving)
+            announce(ready.result())
             url = plan.url
             if plan.simulator is not None:
                 url = await stack.enter_async_context(running_simulator(plan.simulator))
                 remark(f"simulated exchange on {url}")
-            store = await stack.enter_async_context(opened_store(settings))
             history = await stack.enter_async_context(opened_exchange(plan.exchange, url))
-            reports = await _fill(plan, history, store)
-            print_reports(reports)
-            live = LiveCandles(CLOCK)
-            rules = LiveRules(settle_ms=settings.settle_ms, concurrency=settings.concurrency)
-            loop = LiveLoop(
-                history, store, live, CLOCK, plan.symbols, plan.timeframe, rules=rules, on_status=Teller()
-            )
-            market_data = MarketData(store, live, CLOCK)
-            ready: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-            app = create_app(lambda: _shared(market_data), archive(settings))
-            works: list[asyncio.Future[Any]] = [
-                asyncio.create_task(loop.run()),
-                asyncio.create_task(serve_app(app, settings.host, settings.port, ready.set_result)),
-                asyncio.create_task(_archive_hourly(settings, store)),
-            ]
-            try:
-                await asyncio.wait([ready, *works], return_when=asyncio.FIRST_COMPLETED)
-                if ready.done():
-                    announce(ready.result())
-                if demo and ready.done():
-                    works.append(asyncio.create_task(show(settings, store, loop, ready.result(), reports)))
-                done, _ = await asyncio.wait(works, return_when=asyncio.FIRST_COMPLETED)
-                for task in done:
-                    task.result()
-            finally:
-                for task in works:
-                    task.cancel()
-                await asyncio.gather(*works, return_exceptions=True)
-            return all(one.complete for one in reports)
+            keeping = asyncio.create_task(_keep(plan, demo, history, store, live, ready.result()))
+            stack.push_async_callback(_end, keeping)
+            await _first(keeping, serving)
+            return keeping.result()
+
+
+async def _keep(plan: Plan, demo: bool, history: History, store: SqliteStore, live: LiveCandles, url: str) -> bool:
+    """Fill, keep current and archive, until cancelled or shown; true if nothing is missing."""
+    settings = plan.settings
+    reports: list[SeriesReport] = []
+    try:
+        reports = await _fill(plan, history, store)
+    except Retryable as error:
+        if demo:
+            raise
+        # What is stored is served meanwhile; the exchange may come back.
+        remark(f"{error}; trying again every {_RETRY_SECONDS:.0f} s")
+    print_reports(reports)
+    complete = bool(reports) and all(one.complete for one in reports)
+    # An explicit start is a bound: the loop fills the gaps of the last day, but nothing that was not asked for.
+    rules = LiveRules(settle_ms=settings.settle_ms, concurrency=settings.concurrency, since_ms=plan.since or 0)
+    loop = LiveLoop(history, store, live, CLOCK, plan.symbols, plan.timeframe, rules=rules, on_status=Teller())
+    works: list[asyncio.Task[Any]] = [asyncio.create_task(loop.run())]
+    if demo:
+        works.append(asyncio.create_task(show(settings, store, loop, url, reports)))
+    else:
+        works.append(asyncio.create_task(_archive_hourly(settings, store)))
+        if not complete:
+            works.append(asyncio.create_task(_fill_the_rest(plan, history, store)))
+    try:
+        await _first(*works[:2])
+        return complete
+    finally:
+        for task in works:
+            await _end(task)
+
+
+async def _first(*works: asyncio.Future[Any]) -> None:
+    """Return when one of `works` has ended; its error is ours."""
+    done, _ = await asyncio.wait(works, return_when=asyncio.FIRST_COMPLETED)
+    for task in done:
+        task.result()
+
+
+async def _end(task: asyncio.Task[Any]) -> None:
+    """Cancel a task and wait until it has let go of everything; what went wrong in it was said before."""
+    task.cancel()
+    await asyncio.wait([task])
+    if not task.cancelled():
+        task.exception()
 
 
 async def _fill(plan: Plan, history: History, store: SqliteStore) -> list[SeriesReport]:
     now = await history.server_time()
     start = now - _DEFAULT_DAYS * DAY_MS if plan.since is None else plan.since
     if start >= now:
-        raise BadInput("--since", start, "an instant before the exchange's now")
+        raise BadInput("--since", iso(start), f"an instant before the exchange's now ({iso(now)})")
     rules = BackfillRules(settle_ms=plan.settings.settle_ms, concurrency=plan.settings.concurrency)
     with backfill_bar() as bar:
         return await backfill(
             history, store, CLOCK, plan.symbols, plan.timeframe, Interval(start, now), rules=rules, progress=bar
         )
+
+
+async def _fill_the_rest(plan: Plan, history: History, store: SqliteStore) -> None:
+    """Try again, a while later each time, what an exchange in trouble left unfilled."""
+    complete = False
+    while not complete:
+        await asyncio.sleep(_RETRY_SECONDS)
+        try:
+            complete = all(one.complete for one in await _fill(plan, history, store))
+        except Retryable as error:
+            remark(f"still incomplete: {error}")
 
 
 @contextlib.asynccontextmanager
@@ -179,7 +223,11 @@ async def _shared(market_data: MarketData) -> AsyncIterator[MarketData]:
 
 async def _archive_hourly(settings: Settings, store: SqliteStore) -> None:
     while True:
-        await archive_all(settings, store)
+        try:
+            await archive_all(settings, store)
+        except Retryable as error:
+            # Somebody else is archiving this home just now.
+            remark(str(error))
         await asyncio.sleep(_ARCHIVE_EVERY_SECONDS)
 
 

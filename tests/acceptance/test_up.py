@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import httpx
 import polars as pl
@@ -15,6 +17,16 @@ import chandlery as client
 from tests.acceptance.conftest import ROOT, Command, started
 
 UP = ("--now", "2024-06-01T00:00:30Z", "--since", "2024-05-31T20:00:00Z", "--speed", 120)
+
+
+def answer(url: str, names: dict[str, str]) -> Any:
+    """The candles of a service that may still be fetching the first of them."""
+    for _ in range(3000):
+        response = httpx.get(f"{url}/v1/candles", params=names)
+        if response.status_code == 200 and response.json()["data"]:
+            return response.json()
+        assert response.status_code in (200, 404), response.text
+    raise AssertionError("no candle came")
 
 
 def test_the_demonstration_ends_with_a_summary(tmp_path: Path) -> None:
@@ -43,7 +55,7 @@ def test_up_serves_what_it_keeps_until_interrupted(
     with started("up", "--home", tmp_path, "--port", 0, *UP, ready="serving on") as (process, line):
         url = "http://" + line.split("http://")[1].split()[0]
         names = {"exchange": "simulated", "symbol": "BTC/USDT", "timeframe": "1m"}
-        first = httpx.get(f"{url}/v1/candles", params=names).json()
+        first = answer(url, names)
         # The exchange's clock runs: a closed candle arrives by itself, two real half seconds apart.
         newest = first["data"][-1][0]
         for _ in range(3000):
@@ -71,7 +83,7 @@ def test_a_forming_candle_is_served_on_request_and_never_stored(tmp_path: Path) 
         url = "http://" + line.split("http://")[1].split()[0]
         names = {"exchange": "simulated", "symbol": "BTC/USDT", "timeframe": "1m", "limit": "3"}
         for _ in range(3000):
-            body = httpx.get(f"{url}/v1/candles", params=names | {"include_forming": "true"}).json()
+            body = answer(url, names | {"include_forming": "true"})
             at = body["columns"].index("closed")
             if not body["data"][-1][at]:
                 break
@@ -103,3 +115,26 @@ def test_the_doctor_says_what_is_there(chandlery: Command, exchange_url: str, tm
     assert exchange_url in found["binance"]["detail"]
     away = chandlery("doctor", "--home", tmp_path, "--exchange", "binance", "--exchange-url", "http://127.0.0.1:9")
     assert away.code == 1
+
+
+def test_up_serves_what_it_has_while_the_exchange_is_away(chandlery: Command, tmp_path: Path) -> None:
+    rows = [f"{1_685_577_600_000 + at * 60_000},11,12,10,11.5,3" for at in range(60)]
+    file = tmp_path / "hour.csv"
+    file.write_text("\n".join(["timestamp,open,high,low,close,volume", *rows]))
+    assert chandlery("import", file, "--exchange", "binance", "--symbol", "BTC/USDT", "--home", tmp_path).code == 0
+    away = ("--exchange", "binance", "--exchange-url", "http://127.0.0.1:9", "--symbols", "BTC/USDT")
+    with started("up", "--home", tmp_path, "--port", 0, *away, ready="serving on") as (process, line):
+        url = "http://" + line.split("http://")[1].split()[0]
+        assert process.stdout is not None
+        assert "trying again every 60 s" in process.stdout.readline()
+        body = answer(url, {"exchange": "binance", "symbol": "BTC/USDT", "timeframe": "15m"})
+        assert len(body["data"]) == 4
+
+
+def test_a_port_in_use_is_known_before_anything_is_fetched(chandlery: Command, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        done = chandlery("up", "--home", tmp_path, "--port", port)
+    assert done.code == 1
+    assert done.err.count("\n") == 1
+    assert f"127.0.0.1:{port}" in done.err
