@@ -31,7 +31,9 @@ class Local:
 class Stage:
     """A loop, its exchange and its store; each pause moves the time, and the last one ends the run."""
 
-    def __init__(self, times: list[int], now: int, pauses: int, symbols: tuple[str, ...] = ("BTC/USDT",)) -> None:
+    def __init__(
+        self, times: list[int], now: int, pauses: int, symbols: tuple[str, ...] = ("BTC/USDT",), since_ms: int = 0
+    ) -> None:
         self.history = ScriptedHistory(times)
         self.history.now = now
         self.store = MemoryStore()
@@ -48,7 +50,7 @@ class Stage:
             self.local,
             symbols,
             ONE_MINUTE,
-            rules=LiveRules(look_back_ms=10 * MINUTE),
+            rules=LiveRules(look_back_ms=10 * MINUTE, since_ms=since_ms),
             on_status=self.told.append,
             sleep=self.sleep,
         )
@@ -102,6 +104,12 @@ def test_the_first_round_fills_the_look_back_and_later_ones_the_new_minutes() ->
     assert stage.status.lag_ms is not None
     assert stage.status.lag_ms < MINUTE + 5_000
     assert stage.status.error is None
+
+
+def test_nothing_before_an_explicit_start_is_asked_for() -> None:
+    stage = Stage(minutes(*range(100)), START + 50 * MINUTE + 5_000, pauses=5, since_ms=START + 47 * MINUTE)
+    stage.run()
+    assert stage.store.times(BTC)[0] == START + 47 * MINUTE
 
 
 def test_rounds_come_every_few_seconds_and_just_after_a_close() -> None:
