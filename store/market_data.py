@@ -105,7 +105,10 @@ class MarketData:
             raise BadInput("limit", limit, "a whole number above 0")
         kept = await self._kept(series)
         whole = kept.known
-        start = start_ms if start_ms is not None else (whole.start if whole else 0)
+        start = start_ms
+        if start is None:
+            # The bucket that the first known instant lies in, though it may lack its beginning.
+            start = series.timeframe.floor(whole.start, kept.origin_ms) if whole else 0
         end = end_ms if end_ms is not None else max(whole.end if whole else 0, start + 1)
         if start >= end:
             if start_ms is not None:

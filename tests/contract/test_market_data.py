@@ -327,3 +327,17 @@ async def test_health_counts_what_is_there(store: Any, market_data: MarketData) 
     health = await market_data.health()
     assert (health.ok, health.series, health.rows) == (True, 1, 7)
     assert health.size_bytes > 0
+
+
+@pytest.mark.parametrize("timeframe", [H1, D1, D3, TIMEFRAMES["1w"], MONTH], ids=str)
+async def test_without_a_start_the_first_bucket_is_served_though_it_lacks_its_beginning(
+    store: Any, market_data: MarketData, timeframe: Any
+) -> None:
+    first = at(9 * 1440 + 17)
+    await store.write(batch(made(range(9 * 1440 + 17, 45 * 1440, 7))))
+    series = BTC.at(timeframe)
+    whole = await market_data.candles(series)
+    assert whole.table.equals((await market_data.candles(series, start_ms=START - 40 * DAY)).table)
+    assert open_times_ms(whole.table)[0] == timeframe.floor(first)
+    assert whole.interval.start == timeframe.floor(first)
+    assert missing(whole)[0] > 0
