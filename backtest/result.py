@@ -42,6 +42,9 @@ class Leak:
     #: What changed although it was settled before the cut, in one sentence.
     what: str
 
+    def __str__(self) -> str:
+        return self.what
+
 
 @dataclass(frozen=True, kw_only=True)
 class Result:

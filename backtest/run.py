@@ -35,6 +35,8 @@ def run_backtest(
     timeframe: Timeframe,
     interval: Interval | None = None,
     *,
+    start_ms: int | None = None,
+    end_ms: int | None = None,
     fee: float = 0.1,
     slippage: float = 0.0,
     cash: float = 10_000.0,
@@ -47,6 +49,8 @@ def run_backtest(
     :param strategy: not changed; each run has a fresh one with its parameters.
     :param interval: candles that open and end inside it are shown; None for all that the archive holds of every
         series. Candles before it are read for the warm-up where the archive has them.
+    :param start_ms: where there is no `interval`, another start than the archive's.
+    :param end_ms: likewise the end.
     :param fee: percent of the notional.
     :param slippage: basis points.
     :param cash: quote units to begin with.
@@ -63,7 +67,7 @@ def run_backtest(
     if not math.isfinite(cash) or cash <= 0:
         raise BadInput("cash", cash, "a finite number above zero")
     wanted = _subscriptions(strategy, check_exchange(exchange), symbols, timeframe)
-    chosen, sources = find_sources(archive_root, exchange, wanted, interval, missing)
+    chosen, sources = find_sources(archive_root, exchange, wanted, interval, missing, start_ms, end_ms)
     step = min(one.series.timeframe for one in sources)
     recorder = EquityRecorder(cash, curve_step(chosen, step))
     started = time.perf_counter()

@@ -159,18 +159,25 @@ def find_source(root: Path, exchange: str, wanted: Subscription, interval: Inter
 
 
 def find_sources(
-    root: Path, exchange: str, wanted: Sequence[Subscription], interval: Interval | None, missing: str
+    root: Path,
+    exchange: str,
+    wanted: Sequence[Subscription],
+    interval: Interval | None,
+    missing: str,
+    start_ms: int | None = None,
+    end_ms: int | None = None,
 ) -> tuple[Interval, list[Source]]:
     """The sources of all subscriptions and the interval to run over.
 
     :param interval: None for all that the archive holds of every series.
+    :param start_ms: another start than the archive's, where there is no `interval`; `end_ms` likewise.
     :param missing: ``refuse`` or ``mask``.
     :raises BadInput: naming what is wrong; :class:`MissingCandles` where candles are missing and refused.
     """
     if missing not in MISSING_POLICIES:
         raise BadInput("missing", missing, "one of " + ", ".join(MISSING_POLICIES))
     sources = [find_source(root, exchange, one, interval) for one in wanted]
-    chosen = interval or _common(sources)
+    chosen = interval or _common(sources, start_ms, end_ms)
     for source in sources:
         holes = source.missing(chosen)
         whole = source.buckets(chosen)
@@ -182,8 +189,8 @@ def find_sources(
     return chosen, sources
 
 
-def _common(sources: Sequence[Source]) -> Interval:
-    """What the archive holds of every source."""
+def _common(sources: Sequence[Source], start_ms: int | None, end_ms: int | None) -> Interval:
+    """What the archive holds of every source, with the ends that were asked for in place of its own."""
     hulls = [source.known.hull for source in sources]
     for source, hull in zip(sources, hulls, strict=True):
         if hull is None:
@@ -196,7 +203,14 @@ def _common(sources: Sequence[Source]) -> Interval:
             ", ".join(str(one.series) for one in sources),
             "series that overlap in time. " + ". ".join(one.holds for one in sources),
         )
-    return Interval(start, end)
+    asked_start, asked_end = start if start_ms is None else start_ms, end if end_ms is None else end_ms
+    if asked_start >= asked_end:
+        raise BadInput(
+            "range",
+            f"[{iso(asked_start)}, {iso(asked_end)})",
+            "a range in which there are candles. " + ". ".join(one.holds for one in sources),
+        )
+    return Interval(asked_start, asked_end)
 
 
 def finest(sources: Sequence[Source]) -> dict[str, Timeframe]:

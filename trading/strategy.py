@@ -35,6 +35,7 @@ from typing import Any, ClassVar, Protocol, Self, get_origin, get_type_hints
 import polars as pl
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
+from market.clock import iso
 from market.errors import BadInput
 from market.instrument import Series, check_symbol
 from market.timeframe import Timeframe
@@ -117,6 +118,10 @@ def candle_type(series: Series, indicators: Sequence[str], *, ready: bool = True
         # Months alone differ in length; the sum is the short way for all others.
         return timeframe.next(candle.open_time) if timeframe.name == "1M" else candle.open_time + length
 
+    def shown(candle: Candle) -> str:
+        values = ", ".join(f"{name}={getattr(candle, name)}" for name in (*CANDLE_FIELDS[1:], *indicators))
+        return f"Candle({series} {iso(candle.open_time)}: {values})"
+
     body = {
         "__slots__": (),
         "exchange": series.exchange,
@@ -124,6 +129,7 @@ def candle_type(series: Series, indicators: Sequence[str], *, ready: bool = True
         "timeframe": timeframe,
         "ready": ready,
         "available_at": property(available_at),
+        "__repr__": shown,
     }
     made: Any = type("Candle", (fields,), body)
     kind: type[Candle] = made
@@ -144,6 +150,7 @@ class Subscription:
     """Candles a strategy wants to see."""
 
     symbol: str
+    #: May be given by its name.
     timeframe: Timeframe
     #: How many earlier candles of the series the indicators need before the first decision. Live, a frame holds
     #: at least this many and the newest; let a recursive indicator (EMA) have several times its length.
@@ -151,8 +158,10 @@ class Subscription:
 
     def __post_init__(self) -> None:
         check_symbol(self.symbol)
-        if not isinstance(self.timeframe, Timeframe):
-            raise BadInput("subscription timeframe", self.timeframe, "a Timeframe, see Timeframe.parse")
+        given: object = self.timeframe
+        if not isinstance(given, Timeframe):
+            # The name will do: a strategy's author writes "4h".
+            object.__setattr__(self, "timeframe", Timeframe.parse(str(given), "subscription timeframe"))
         if not isinstance(self.warm_up, int) or not 0 <= self.warm_up <= 1_000_000:
             raise BadInput("subscription warm_up", self.warm_up, "a whole number of candles from 0 to 1000000")
 

@@ -16,15 +16,13 @@ from chandlery.options import (
     Symbols,
     Timeframe,
     Until,
-    interval_of,
+    instant,
     load,
     symbols_of,
 )
-from chandlery.output import console, print_json, print_table, remark
-from chandlery.wiring import CLOCK
+from chandlery.output import complain, console, print_json, print_table, remark
 from market import timeframe as timeframes
-from market.errors import BadInput
-from market.interval import Interval
+from market.errors import BadInput, StrategyFailed
 from trading.catalogue import load_strategy, parse_parameters
 
 
@@ -49,24 +47,28 @@ def backtest(
     Exit code 1 if the strategy failed on the way or the tripwire found look-ahead; 2 if nothing was run.
     """
     settings = load(home)
-    interval: Interval | None = None
-    if since is not None:
-        interval = interval_of(since, until, CLOCK.now_ms())
-    elif until is not None:
-        raise BadInput("--since", "", "the first open time, since --until is given")
-    result = run_backtest(
-        settings.archive_path,
-        load_strategy(strategy, parse_parameters(param or [])),
-        exchange,
-        symbols_of(symbols),
-        timeframes.Timeframe.parse(timeframe),
-        interval,
-        fee=fee,
-        slippage=slippage,
-        cash=cash,
-        missing=missing,
-        tripwire=tripwire,
-    )
+    start, end = instant(since, "--since"), instant(until, "--until")
+    if start is not None and end is not None and start >= end:
+        raise BadInput("--until", until, f"an instant after --since ({since}); ranges are [since, until)")
+    try:
+        result = run_backtest(
+            settings.archive_path,
+            load_strategy(strategy, parse_parameters(param or [])),
+            exchange,
+            symbols_of(symbols),
+            timeframes.Timeframe.parse(timeframe),
+            start_ms=start,
+            end_ms=end,
+            fee=fee,
+            slippage=slippage,
+            cash=cash,
+            missing=missing,
+            tripwire=tripwire,
+        )
+    except StrategyFailed as error:
+        # Before the first candle; on the way it is a partial result.
+        complain(str(error))
+        raise typer.Exit(2) from error
     if as_json:
         print_json(result.to_json())
     else:

@@ -441,3 +441,12 @@ def test_the_tripwire_passes_clean_strategies(tmp_path: Path, strategy, timefram
     result = run(tmp_path, strategy, ("BTC/USDT", "ETH/USDT"), TIMEFRAMES[timeframe], tripwire=True)
     assert result.fills
     assert result.ok, result.leaks
+
+
+def test_an_end_that_is_left_out_is_the_archives(tmp_path: Path) -> None:
+    write_archive(tmp_path, BTC, minutes([100, 102, 104, 106], [101, 103, 105, 107]))
+    end = START + 4 * M
+    assert run(tmp_path, Scripted(), start_ms=START + M).interval == Interval(START + M, end)
+    assert run(tmp_path, Scripted(), end_ms=end - M).interval == Interval(START, end - M)
+    with pytest.raises(BadInput, match=r"range: .* The archive holds binance BTC/USDT 1m from"):
+        run(tmp_path, Scripted(), start_ms=end)

@@ -72,7 +72,16 @@ def test_an_indicator_needs_a_usable_name(name: str) -> None:
 def test_a_subscription_checks_itself() -> None:
     with pytest.raises(BadInput, match="symbol"):
         Subscription("BTCUSDT", TIMEFRAMES["1m"])
-    with pytest.raises(BadInput, match="Timeframe"):
-        Subscription("BTC/USDT", "1m")  # type: ignore[arg-type]
+    with pytest.raises(BadInput, match=r"7m.*1m 3m 5m"):
+        Subscription("BTC/USDT", "7m")  # type: ignore[arg-type]
+    assert Subscription("BTC/USDT", "4h").timeframe is TIMEFRAMES["4h"]  # type: ignore[arg-type]
     with pytest.raises(BadInput, match="warm_up"):
         Subscription("BTC/USDT", TIMEFRAMES["1m"], warm_up=-1)
+
+
+def test_a_printed_candle_says_whose_it_is() -> None:
+    kind = candle_type(SERIES, ["top"])
+    (candle,) = candle_rows(kind, [[0], [1.0], [2.0], [0.5], [1.5], [3.0], [2.5]])
+    assert str(candle) == (
+        f"Candle({SERIES} 1970-01-01T00:00:00Z: open=1.0, high=2.0, low=0.5, close=1.5, volume=3.0, top=2.5)"
+    )
