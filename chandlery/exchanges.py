@@ -8,12 +8,10 @@ from collections.abc import AsyncIterator
 from stamina import instrumentation
 
 from chandlery.output import remark
+from chandlery.settings import SIMULATED
 from exchange.ccxt_client import CcxtHistory
 from exchange.history import open_history
 
-#: The exchange id under which data of the simulated exchange is kept: made-up candles never stand under a real
-#: exchange's name.
-SIMULATED = "simulated"
 #: Whose protocol the simulated exchange speaks.
 _SPOKEN = "binance"
 _DEFAULT_URL = "http://127.0.0.1:9900"

@@ -37,6 +37,8 @@ COMMANDS = {
 #: Exit codes: 0 done, 1 a finding or incomplete, 2 bad usage.
 FINDING = 1
 BAD_USAGE = 2
+#: What a shell gives for a command that Ctrl-C ended.
+STOPPED = 130
 
 
 class _Commands(TyperGroup):
@@ -99,16 +101,22 @@ def _root(
 def run(arguments: list[str] | None = None) -> None:
     """Run the command line and exit with its code."""
     try:
-        app(args=arguments)
+        # What is wrong with the command line itself is one line too, and an interrupted command says so.
+        code = app(args=arguments, standalone_mode=False)
+    except typer.TyperException as error:
+        # Empty where a group without a command has shown its help instead.
+        if message := error.format_message().strip():
+            complain(message)
+        sys.exit(error.exit_code)
     except BadInput as error:
         complain(str(error))
         sys.exit(BAD_USAGE)
     except ChandleryError as error:
         complain(str(error))
         sys.exit(FINDING)
-    except KeyboardInterrupt:
+    if code == STOPPED:
         complain("stopped; what was committed stays")
-        sys.exit(130)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

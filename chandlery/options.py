@@ -15,7 +15,7 @@ import typer
 import uvloop
 
 from chandlery import settings
-from market.clock import to_ms
+from market.clock import iso, to_ms
 from market.errors import BadInput
 from market.instrument import check_symbol
 from market.interval import Interval
@@ -84,6 +84,16 @@ def interval_of(since: str | None, until: str | None, now_ms: int) -> Interval:
     if start >= end:
         raise BadInput("--until", until, f"an instant after --since ({since}); ranges are [since, until)")
     return Interval(start, end)
+
+
+def check_past(ms: int | None, field: str, now_ms: int) -> None:
+    """Refuse an instant that has not come yet.
+
+    :param now_ms: or the end of what is known, where that lies ahead of our clock (a simulated exchange).
+    :raises BadInput: naming `field`.
+    """
+    if ms is not None and ms > now_ms:
+        raise BadInput(field, iso(ms), f"an instant that is not in the future; it is {iso(now_ms)} now")
 
 
 def instant(text: str | None, field: str) -> int | None:

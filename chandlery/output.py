@@ -32,7 +32,11 @@ def print_table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> No
         table.add_column(heading, justify="right" if numeric else "left", no_wrap=not last, overflow="fold")
     for row in listed:
         table.add_row(*[_shown(cell) for cell in row])
-    console.print(table)
+    # Columns are filled up with spaces, the last one too; those are of no use at the end of a line.
+    with console.capture() as captured:
+        console.print(table)
+    for line in captured.get().splitlines():
+        typer.echo(line.rstrip())
 
 
 def _shown(cell: object) -> str:

@@ -19,6 +19,9 @@ from market.errors import BadInput
 from store.sqlite.store import DATABASE_NAME
 
 FILE = "chandlery.toml"
+#: The exchange id under which data of the simulated exchange is kept: made-up candles never stand under a real
+#: exchange's name.
+SIMULATED = "simulated"
 
 
 class Settings(BaseSettings):
@@ -104,7 +107,7 @@ def load(**given: Any) -> Settings:
             raise BadInput(
                 f"{FILE}: {key}", first["input"], "one of " + ", ".join(Settings.model_fields)
             ) from error
-        accepted = first["msg"].removeprefix("Value error, ")
+        accepted = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
         raise BadInput(f"{key} (CHANDLERY_{key.upper()})", first["input"], accepted) from error
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise BadInput(FILE, str(Path(FILE).absolute()), f"valid TOML ({error})") from error

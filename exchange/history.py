@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from difflib import get_close_matches
 from typing import Any
 
 import ccxt.async_support as ccxt
@@ -10,7 +9,7 @@ import ccxt.async_support as ccxt
 from exchange.address import at_address, check_address
 from exchange.binance.history import BINANCE_IDS, BINANCE_SETTINGS, BinanceHistory
 from exchange.ccxt_client import REQUEST_TIMEOUT_MS, CcxtHistory
-from market.errors import NotFound
+from exchange.names import check_known
 
 
 def open_history(exchange: str, url: str | None = None, *, timeout_ms: int = REQUEST_TIMEOUT_MS) -> CcxtHistory:
@@ -23,10 +22,7 @@ def open_history(exchange: str, url: str | None = None, *, timeout_ms: int = REQ
     :raises BadInput: for an address that is not one.
     """
     address = None if url is None else check_address(url)
-    if exchange not in ccxt.exchanges:
-        near = get_close_matches(str(exchange).lower(), ccxt.exchanges, 5, 0.6)
-        hint = "a ccxt exchange id" + (", such as " + ", ".join(near) if near else " such as binance, kraken, okx")
-        raise NotFound("exchange", exchange, hint=hint)
+    check_known(exchange)
     # The last answer, decoded or not, tells a web page from an empty list of candles.
     common = {"timeout": timeout_ms, "enableLastJsonResponse": True, "enableLastResponseHeaders": True}
     client = getattr(ccxt, exchange)({**common, **_settings(exchange)})

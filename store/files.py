@@ -65,8 +65,11 @@ def locked(path: Path, what: str) -> Iterator[None]:
         except BlockingIOError:
             holder = os.pread(descriptor, 200, 0).decode(errors="replace").strip() or "another process"
             raise StoreBusy(f"{path.parent} is in use by {holder}; stop it, or choose another folder") from None
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"chandlery {what} (process {os.getpid()})\n".encode(), 0)
+        try:
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"chandlery {what} (process {os.getpid()})\n".encode(), 0)
+        except OSError as error:
+            raise StoreUnusable(f"{path} cannot be written: {error.strerror}") from error
         yield
     finally:
         os.close(descriptor)

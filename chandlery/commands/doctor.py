@@ -104,4 +104,4 @@ async def _exchange(exchange: str, url: str | None) -> _Line:
     if url is not None:
         return (exchange, "ok", f"answers at {url}")
     state = "ok" if abs(offset) <= _CLOCK_OFFSET_MS else "attention"
-    return (exchange, state, f"answers; its clock is {offset:+d} ms from ours")
+    return (exchange, state, f"answers; its clock is {offset / 1000:+,.3f} s from ours")

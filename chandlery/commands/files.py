@@ -9,13 +9,28 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import pyarrow as pa
 import typer
 
-from chandlery.options import AsJson, AsOf, Exchange, Home, Since, Symbol, Timeframe, Until, instant, load, run
+from chandlery.options import (
+    AsJson,
+    AsOf,
+    Exchange,
+    Home,
+    Since,
+    Symbol,
+    Timeframe,
+    Until,
+    check_past,
+    instant,
+    load,
+    run,
+)
 from chandlery.output import print_json, print_table, remark
-from chandlery.settings import Settings
+from chandlery.settings import SIMULATED, Settings
 from chandlery.wiring import CLOCK, opened_market_data, opened_store
+from exchange.names import check_known
 from market.candle import CANDLE_SCHEMA, CandleState
 from market.clock import iso
 from market.errors import BadInput
@@ -48,7 +63,10 @@ def import_file(
     else:
         if exchange is None or symbol is None:
             raise BadInput("--exchange" if exchange is None else "--symbol", "", "the market that the file is of")
-        report = run(_import(settings, file, Series.parse(exchange, symbol, timeframe)))
+        series = Series.parse(exchange, symbol, timeframe)
+        if exchange != SIMULATED:
+            check_known(exchange, "--exchange")
+        report = run(_import(settings, file, series))
     if as_json:
         print_json(report)
     else:
@@ -145,11 +163,15 @@ def export_file(
     start, end = instant(since, "--since"), instant(until, "--until")
     if start is not None and end is not None and start >= end:
         raise BadInput("--until", until, f"an instant after --since ({since}); ranges are [since, until)")
-    rows = _export(settings, series, start, end, instant(as_of, "--as-of"), out, overwrite)
+    known_at = instant(as_of, "--as-of")
+    check_past(known_at, "--as-of", CLOCK.now_ms())
+    rows, incomplete = _export(settings, series, start, end, known_at, out, overwrite)
     if as_json:
-        print_json({"file": str(out), "format": format_, "rows": rows})
-    else:
-        remark(f"{out}: {rows:,} candles of {series}")
+        print_json({"file": str(out), "format": format_, "rows": rows, "incomplete": incomplete})
+        return
+    remark(f"{out}: {rows:,} candles of {series}")
+    if incomplete:
+        remark(f"{incomplete:,} of them lack minutes, which the file does not say; see `chandlery gaps`")
 
 
 def _export(
@@ -160,26 +182,30 @@ def _export(
     as_of: int | None,
     out: Path,
     overwrite: bool,
-) -> int:
-    """Read a page, write a page: a long range needs the memory of one."""
+) -> tuple[int, int]:
+    """Read a page, write a page: a long range needs the memory of one. Rows, and how many of them lack minutes."""
+    incomplete = 0
     with asyncio.Runner() as runner:
         opened = contextlib.AsyncExitStack()
         market_data = runner.run(opened.enter_async_context(opened_market_data(settings)))
         try:
             whole, _ = runner.run(market_data.coverage(series))
+            check_past(start, "--since", max(CLOCK.now_ms(), whole.end))
             first = whole.start if start is None else start
             last = max(whole.end, first + 1) if end is None else end
 
             def pages() -> Iterator[pa.Table]:
+                nonlocal incomplete
                 next_start: int | None = first
                 while next_start is not None:
                     page = market_data.candles(
                         series, start_ms=next_start, end_ms=last, limit=_PAGE, as_of_ms=as_of
                     )
                     answer = runner.run(page)
+                    incomplete += int(np.count_nonzero(answer.table["missing"].to_numpy()))
                     yield answer.table.select(CANDLE_SCHEMA.names)
                     next_start = answer.next_start
 
-            return write_candle_file(out, pages(), overwrite=overwrite)
+            return write_candle_file(out, pages(), overwrite=overwrite), incomplete
         finally:
             runner.run(opened.aclose())

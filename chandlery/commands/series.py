@@ -6,9 +6,21 @@ from typing import Any
 
 import typer
 
-from chandlery.options import AsJson, Exchange, Home, Since, Symbol, Timeframe, Until, instant, load, run
+from chandlery.options import (
+    AsJson,
+    Exchange,
+    Home,
+    Since,
+    Symbol,
+    Timeframe,
+    Until,
+    check_past,
+    instant,
+    load,
+    run,
+)
 from chandlery.output import console, print_json, print_table
-from chandlery.wiring import opened_market_data
+from chandlery.wiring import CLOCK, opened_market_data
 from market.clock import iso
 from market.coverage import Covered
 from market.errors import BadInput
@@ -145,6 +157,7 @@ async def _asked(market_data: MarketData, series: Series, since: str | None, unt
     if start is None and end is None:
         return None
     whole, _ = await market_data.coverage(series)
+    check_past(start, "--since", max(CLOCK.now_ms(), whole.end))
     start = whole.start if start is None else start
     end = max(whole.end, start + 1) if end is None else end
     if start >= end:

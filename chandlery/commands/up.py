@@ -15,11 +15,11 @@ from chandlery.commands.backfill import print_reports
 from chandlery.commands.demo import show
 from chandlery.commands.ingest import Teller
 from chandlery.commands.serve import Host, Port, announce
-from chandlery.exchanges import SIMULATED, opened_exchange
+from chandlery.exchanges import opened_exchange
 from chandlery.options import ExchangeUrl, Home, Since, Timeframe, instant, load, run, symbols_of
 from chandlery.output import remark
 from chandlery.progress import backfill_bar
-from chandlery.settings import Settings
+from chandlery.settings import SIMULATED, Settings
 from chandlery.wiring import CLOCK, archive, holding, opened_store
 from exchange.simulator.server import SimulatorConfig, running_simulator
 from ingest.backfill import BackfillRules, backfill

@@ -60,7 +60,7 @@ def write_candle_file(
 
 def _refuse_existing(path: Path, overwrite: bool) -> None:
     if not overwrite and path.exists():
-        raise BadInput("file", str(path), "a file that is not there yet, or leave to overwrite it")
+        raise BadInput("file", str(path), "a file that is not there yet, or --overwrite")
 
 
 def _write(file: IO[bytes], tables: Iterable[pa.Table], format_: str) -> int:

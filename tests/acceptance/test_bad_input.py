@@ -301,3 +301,47 @@ def test_an_unknown_key_in_the_settings_file(
     (tmp_path / "chandlery.toml").write_text('hom = "elsewhere"\n')
     monkeypatch.chdir(tmp_path)
     one_line(chandlery("series"), 2, "hom", "home")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (("bakcfill",), ["bakcfill"]),
+        (("backfill", "--exchang", "x"), ["--exchang", "--exchange"]),
+        (("serve", "--workers", "0"), ["--workers", "1"]),
+        (("series",), ["chandlery.toml"]),
+    ],
+)
+def test_bad_usage_is_one_line_too(
+    chandlery: Command,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: tuple[str, ...],
+    parts: list[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "chandlery.toml").write_bytes(b'home = "\xff"')
+    one_line(chandlery(*arguments), 2, *parts)
+
+
+def test_an_unknown_exchange_is_not_imported(chandlery: Command, tmp_path: Path) -> None:
+    file = write_csv(tmp_path / "some.csv", [row(at) for at in range(3)])
+    named = ("--exchange", "binanec", "--symbol", "BTC/USDT", "--home", tmp_path / "home")
+    one_line(chandlery("import", file, *named), 2, "--exchange", "binanec", "binance")
+    assert not (tmp_path / "home").exists()
+
+
+def test_the_future_is_refused_and_a_candle_without_its_minutes_is_told(
+    chandlery: Command, home: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out.csv"
+    ahead = ("--since", "2099-01-01", "--home", home)
+    for arguments in (("export", *BTC, "--out", out, *ahead), ("coverage", *BTC, *ahead), ("gaps", *BTC, *ahead)):
+        one_line(chandlery(*arguments), 2, "--since", "2099", "future")
+    one_line(chandlery("export", *BTC, "--out", out, "--as-of", "2099-01-01", "--home", home), 2, "--as-of")
+    assert not out.exists()
+    more = write_csv(tmp_path / "more.csv", [row(at) for at in range(90, 120)])
+    assert chandlery("import", more, *BTC, "--home", home).code == 0
+    done = chandlery("export", *BTC, "--timeframe", "1h", "--out", out, "--home", home)
+    assert done.code == 0
+    assert "1 of them lack minutes" in done.err
