@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from html import escape
 from typing import Any
 from urllib.parse import urlencode
@@ -52,7 +53,7 @@ async def welcome(request: Request) -> HTMLResponse:
 async def reference(request: Request) -> HTMLResponse:
     """The OpenAPI document as a page."""
     document = request.app.openapi()
-    parts = [f"<h1>{escape(document['info']['title'])}</h1><p>{escape(document['info']['description'])}</p>"]
+    parts = [f"<h1>{escape(document['info']['title'])}</h1><p>{_prose(document['info']['description'])}</p>"]
     for path, operations in document["paths"].items():
         for method, operation in operations.items():
             parts.append(_operation(path, method, operation))
@@ -78,12 +79,12 @@ def _operation(path: str, method: str, operation: dict[str, Any]) -> str:
     address = escape(path + (f"?{urlencode(required, safe='/')}" if required else ""))
     table = f"<table><tr><th>parameter</th><th>type</th><th>meaning</th></tr>{rows}</table>" if rows else ""
     answers = "".join(
-        f"<tr><td>{escape(status)}</td><td>{escape(answer['description'])}</td></tr>"
+        f"<tr><td>{escape(status)}</td><td>{_prose(answer['description'])}</td></tr>"
         for status, answer in operation["responses"].items()
     )
     return (
         f'<h2 id="{escape(operation["operationId"])}">{method.upper()} <code>{escape(path)}</code></h2>'
-        f"<p>{escape(operation.get('description', ''))}</p>{table}"
+        f"<p>{_prose(operation.get('description', ''))}</p>{table}"
         f'<p>Example: <a href="{address}"><code>{address}</code></a></p>'
         f"<table><tr><th>status</th><th>answer</th></tr>{answers}</table>"
     )
@@ -95,13 +96,20 @@ def _parameter(one: dict[str, Any]) -> str:
     need = " (required)" if one.get("required") else ""
     return (
         f"<tr><td><code>{escape(one['name'])}</code>{need}</td><td>{escape(str(kind))}</td>"
-        f"<td>{escape(one.get('description', ''))} <i>e.g. {escape(str(_example(one)))}</i></td></tr>"
+        f"<td>{_prose(one.get('description', ''))} <i>e.g. {escape(str(_example(one)))}</i></td></tr>"
     )
 
 
 def _example(parameter: dict[str, Any]) -> Any:
     example = parameter["schema"]["examples"][0]
+    if isinstance(example, bool):
+        return str(example).lower()
     return ",".join(example) if isinstance(example, list) else example
+
+
+def _prose(text: str) -> str:
+    """A description as HTML: `this` is code."""
+    return re.sub("`([^`]+)`", r"<code>\1</code>", escape(text))
 
 
 def _page(title: str, body: str) -> HTMLResponse:
