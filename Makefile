@@ -27,7 +27,7 @@ $(READY): pyproject.toml uv.lock bootstrap.sh
 	@touch $@
 
 up: $(READY) ## exchange, backfill, live ingest, archive and HTTP service, until Ctrl-C (EXCHANGE=binance for the real one)
-	@$(BIN)/chandlery up --exchange $(EXCHANGE) --symbols $(SYMBOLS) --timeframe $(TIMEFRAME) $(if $(SINCE),--since $(SINCE)) $(ARGS)
+	@$(BIN)/chandlery up --exchange $(EXCHANGE) --symbols "$(SYMBOLS)" --timeframe $(TIMEFRAME) $(if $(SINCE),--since $(SINCE)) $(ARGS)
 
 demo: $(READY) ## the same, bounded: ends by itself with a summary
 	@CHANDLERY_HOME=$(CHANDLERY_HOME)/demo $(BIN)/chandlery up --demo $(ARGS)
@@ -36,10 +36,10 @@ simulate: $(READY) ## the simulated exchange alone, on port 9900
 	@$(BIN)/chandlery simulate $(ARGS)
 
 backfill: $(READY) ## fill the gaps: EXCHANGE= SYMBOLS= TIMEFRAME= SINCE= [UNTIL=]
-	@$(BIN)/chandlery backfill --exchange $(EXCHANGE) --symbols $(SYMBOLS) --timeframe $(TIMEFRAME) $(if $(SINCE),--since $(SINCE)) $(if $(UNTIL),--until $(UNTIL)) $(ARGS)
+	@$(BIN)/chandlery backfill --exchange $(EXCHANGE) --symbols "$(SYMBOLS)" --timeframe $(TIMEFRAME) $(if $(SINCE),--since $(SINCE)) $(if $(UNTIL),--until $(UNTIL)) $(ARGS)
 
 ingest: $(READY) ## keep series current: EXCHANGE= SYMBOLS= TIMEFRAME=
-	@$(BIN)/chandlery ingest --exchange $(EXCHANGE) --symbols $(SYMBOLS) --timeframe $(TIMEFRAME) $(ARGS)
+	@$(BIN)/chandlery ingest --exchange $(EXCHANGE) --symbols "$(SYMBOLS)" --timeframe $(TIMEFRAME) $(ARGS)
 
 serve: $(READY) ## answer HTTP requests over the home
 	@$(BIN)/chandlery serve $(ARGS)
@@ -48,7 +48,7 @@ archive: $(READY) ## bring the Parquet archive up to the store
 	@$(BIN)/chandlery archive $(ARGS)
 
 backtest: $(READY) ## run STRATEGY over the archive: EXCHANGE= SYMBOLS= TIMEFRAME= [SINCE= UNTIL=]
-	@$(BIN)/chandlery backtest $(STRATEGY) --exchange $(EXCHANGE) --symbols $(SYMBOLS) --timeframe $(TIMEFRAME) $(if $(SINCE),--since $(SINCE)) $(if $(UNTIL),--until $(UNTIL)) $(ARGS)
+	@$(BIN)/chandlery backtest $(STRATEGY) --exchange $(EXCHANGE) --symbols "$(SYMBOLS)" --timeframe $(TIMEFRAME) $(if $(SINCE),--since $(SINCE)) $(if $(UNTIL),--until $(UNTIL)) $(ARGS)
 
 check: $(READY) ## prove what is stored; lists what is wrong or missing
 	@$(BIN)/chandlery check $(ARGS)
