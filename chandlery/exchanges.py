@@ -11,6 +11,7 @@ from chandlery.output import remark
 from chandlery.settings import SIMULATED
 from exchange.ccxt_client import CcxtHistory
 from exchange.history import open_history
+from market.errors import RateLimited
 
 #: Whose protocol the simulated exchange speaks.
 _SPOKEN = "binance"
@@ -37,4 +38,6 @@ async def opened_exchange(exchange: str, url: str | None) -> AsyncIterator[CcxtH
 
 def _say(details: instrumentation.RetryDetails) -> None:
     """Tell who waits what for; the default is a line of the retrying library's own terms."""
-    remark(f"{details.caused_by}; trying again in {max(details.wait_for, 0.1):.1f} s")
+    # A rate limit says itself how long to wait.
+    limited = isinstance(details.caused_by, RateLimited)
+    remark(f"{details.caused_by}; " + ("waiting" if limited else f"trying again in {details.wait_for:.1f} s"))

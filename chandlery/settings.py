@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import tomllib
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, ClassVar
 from urllib.parse import unquote, urlsplit
@@ -19,6 +21,8 @@ from market.errors import BadInput
 from store.sqlite.store import DATABASE_NAME
 
 FILE = "chandlery.toml"
+#: Variables of the tests.
+_NOT_SETTINGS = {"CHANDLERY_TEST_DATA"}
 #: The exchange id under which data of the simulated exchange is kept: made-up candles never stand under a real
 #: exchange's name.
 SIMULATED = "simulated"
@@ -98,6 +102,7 @@ def load(**given: Any) -> Settings:
 
     :raises BadInput: naming the key, its value and what would be accepted.
     """
+    _refuse_unknown_variables()
     try:
         return Settings(**{key: value for key, value in given.items() if value is not None})
     except ValidationError as error:
@@ -111,3 +116,12 @@ def load(**given: Any) -> Settings:
         raise BadInput(f"{key} (CHANDLERY_{key.upper()})", first["input"], accepted) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise BadInput(FILE, str(Path(FILE).absolute()), f"valid TOML ({error})") from error
+
+
+def _refuse_unknown_variables() -> None:
+    """A misspelt variable would otherwise be the default, in silence."""
+    known = {f"CHANDLERY_{key.upper()}" for key in Settings.model_fields} | _NOT_SETTINGS
+    for name in sorted(os.environ):
+        if name.startswith("CHANDLERY_") and name not in known:
+            near = get_close_matches(name, known, 1)
+            raise BadInput(name, os.environ[name], near[0] if near else "one of " + ", ".join(sorted(known)))

@@ -118,7 +118,7 @@ async def _restore(settings: Settings, folder: Path) -> dict[str, Any]:
 
 
 def _report(name: str, description: str, written: list[tuple[Series, Written]]) -> dict[str, Any]:
-    refusals = [refusal for _, one in written for refusal in one.refusals]
+    refusals = sorted((refusal for _, one in written for refusal in one.refusals), key=lambda one: one.row)
     return {
         "format": f"{name} ({description})",
         "series": [
@@ -171,7 +171,7 @@ def export_file(
         return
     remark(f"{out}: {rows:,} candles of {series}")
     if incomplete:
-        remark(f"{incomplete:,} of them lack minutes, which the file does not say; see `chandlery gaps`")
+        remark(f"{incomplete:,} of them lack minutes, see the column missing and `chandlery gaps`")
 
 
 def _export(
@@ -203,7 +203,9 @@ def _export(
                     )
                     answer = runner.run(page)
                     incomplete += int(np.count_nonzero(answer.table["missing"].to_numpy()))
-                    yield answer.table.select(CANDLE_SCHEMA.names)
+                    # Derived candles say what they lack, also to whoever imports them again.
+                    derived = ("missing",) if answer.derived_from else ()
+                    yield answer.table.select([*CANDLE_SCHEMA.names, *derived])
                     next_start = answer.next_start
 
             return write_candle_file(out, pages(), overwrite=overwrite), incomplete

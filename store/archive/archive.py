@@ -198,7 +198,9 @@ class Archive:
                     wrong.append(f"{path}: the bytes differ from the manifest's SHA-256")
                 elif digest(read_candles(path)).hex != file.digest:
                     wrong.append(f"{path}: the rows differ from the manifest's digest")
-            except (OSError, StoreUnusable) as error:
+            except OSError as error:
+                wrong.append(f"{path}: {error.strerror}")
+            except StoreUnusable as error:
                 wrong.append(str(error))
         return wrong
 

@@ -34,6 +34,9 @@ class Layout:
     close_time: int | None = None
     #: Position of the column that names each row's timeframe.
     timeframe: int | None = None
+    #: Positions of the columns of our own answers that say a row is no whole candle.
+    missing: int | None = None
+    closed: int | None = None
 
 
 @dataclass(frozen=True)
@@ -160,7 +163,9 @@ def _placed(
             columns[target] = found
     close_time = _position(plain, known.close_time, path)
     timeframe = _position(plain, known.timeframe, path)
-    used = {*columns.values(), close_time, timeframe}
+    ours = known is _CHANDLERY
+    missing, closed = (_position(plain, name, path) if ours else None for name in ("missing", "closed"))
+    used = {*columns.values(), close_time, timeframe, missing, closed}
     aside = [name for index, name in enumerate(names) if index not in used and plain[index] != "ignore"]
     description = f"{known.description}, {container.kind}"
     if aside:
@@ -171,6 +176,8 @@ def _placed(
         names={target: names[index] for target, index in columns.items()},
         close_time=close_time,
         timeframe=timeframe,
+        missing=missing,
+        closed=closed,
     )
 
 

@@ -113,12 +113,25 @@ def _convert(batch: RowBatch, layout: Layout, timeframe: Timeframe) -> FileBatch
         column = raw.column(layout.close_time).combine_chunks()
         closes = instants(column, "close_time", faults, required=False, microseconds=binance)
         columns["early_close_time"] = _early(columns["open_time"], closes, column, timeframe, faults)
+    _refuse_partial(raw, layout, faults)
     good = np.flatnonzero(~faults.rows)
     good = good[np.argsort(columns["open_time"].take(pa.array(good)).to_numpy(), kind="stable")]
     arrays = [columns[field.name].take(pa.array(good)).cast(field.type) for field in CANDLE_SCHEMA]
     table = pa.Table.from_arrays(arrays, schema=CANDLE_SCHEMA)
     refusals = (*batch.broken, *_refusals(batch, faults, columns["open_time"]))
     return FileBatch(table=table, rows=batch.rows[good], refusals=tuple(sorted(refusals, key=lambda one: one.row)))
+
+
+def _refuse_partial(raw: pa.Table, layout: Layout, faults: Faults) -> None:
+    """Rows that say of themselves that they lack base candles, or are forming, would look whole once stored."""
+    if layout.missing is not None:
+        column = raw.column(layout.missing).combine_chunks()
+        lacking = numbers(column, "missing", faults, required=False, type_=pa.int64()).fill_null(0).to_numpy()
+        faults.add(lacking > 0, column, "missing", "only candles that lack no base candle are stored")
+    if layout.closed is not None:
+        column = raw.column(layout.closed).combine_chunks()
+        forming = pc.equal(pc.utf8_lower(column.cast(pa.string())), "false").fill_null(False)
+        faults.add(forming.to_numpy(zero_copy_only=False), column, "closed", "only closed candles are stored")
 
 
 def _early(opens: pa.Array, closes: pa.Array, column: pa.Array, timeframe: Timeframe, faults: Faults) -> pa.Array:

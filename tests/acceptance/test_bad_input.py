@@ -295,6 +295,27 @@ def test_a_wrong_setting_is_named(
     one_line(chandlery("series", "--home", home), 2, part, name)
 
 
+def test_a_misspelt_variable_is_named(chandlery: Command, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CHANDLERY_PROT", "9000")
+    one_line(chandlery("series", "--home", home), 2, "CHANDLERY_PROT", "CHANDLERY_PORT")
+
+
+def test_a_candle_that_lacks_minutes_does_not_become_whole_by_export_and_import(
+    chandlery: Command, tmp_path: Path
+) -> None:
+    rows = [row(at) for at in range(180) if not 70 <= at < 100]
+    file = write_csv(tmp_path / "holes.csv", rows)
+    assert chandlery("import", file, *BTC, "--timeframe", "1m", "--home", tmp_path / "a").code == 0
+    for name in ("hours.csv", "hours.parquet", "hours.arrow"):
+        out = tmp_path / name
+        done = chandlery("export", *BTC, "--timeframe", "1h", "--out", out, "--home", tmp_path / "a", "--json")
+        assert (done.code, done.json["rows"], done.json["incomplete"]) == (0, 3, 1)
+        again = chandlery("import", out, *BTC, "--timeframe", "1h", "--home", tmp_path / name[6:], "--json")
+        assert again.code == 1
+        assert (again.json["series"][0]["inserted"], again.json["series"][0]["refused"]) == (2, 1)
+        assert "missing is" in again.json["refusals"][0]["reason"]
+
+
 def test_an_unknown_key_in_the_settings_file(
     chandlery: Command, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -397,12 +397,17 @@ def test_csv_brings_back_every_float(tmp_path_factory: pytest.TempPathFactory, v
     assert read(path)[0].equals(table)
 
 
-def test_extra_columns_of_an_answer_are_written_and_left_aside_on_reading(tmp_path: Path) -> None:
-    table = some_candles(3)
-    answer = table.append_column("missing", pa.array([0, 1, 2], pa.int32()))
-    write_candle_file(tmp_path / "a.csv", [answer])
-    assert recognise(tmp_path / "a.csv").description.endswith("left aside: missing")
-    assert read(tmp_path / "a.csv")[0].equals(table)
+def test_rows_that_say_they_are_no_whole_candles_are_refused(tmp_path: Path) -> None:
+    table = some_candles(4)
+    answer = table.append_column("missing", pa.array([0, 1, 0, 0], pa.int32()))
+    answer = answer.append_column("closed", pa.array([True, True, True, False]))
+    for name in ("a.csv", "a.parquet", "a.arrow"):
+        write_candle_file(tmp_path / name, [answer])
+        (batch,) = read_candle_file(tmp_path / name, MINUTE)
+        assert batch.rows.tolist() == [0, 2]
+        assert [one.row for one in batch.refusals] == [1, 3]
+        assert "missing is" in batch.refusals[0].reason
+        assert "closed is" in batch.refusals[1].reason
 
 
 def test_nothing_to_export_gives_a_readable_file(tmp_path: Path) -> None:
