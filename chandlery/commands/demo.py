@@ -35,10 +35,10 @@ async def show(
     archived = [await archive(settings).build(store, one.series) for one in reports]
     series = reports[0].series
     names = {"exchange": series.exchange, "symbol": series.symbol, "timeframe": "15m", "limit": "4"}
-    started = time.perf_counter()
     async with httpx.AsyncClient(base_url=url, timeout=10.0) as client:
+        started = time.perf_counter()
         response = await client.get("/v1/candles", params=names)
-    answered = (time.perf_counter() - started) * 1000
+        answered = (time.perf_counter() - started) * 1000
     response.raise_for_status()
     body = response.json()
 
