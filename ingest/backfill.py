@@ -30,6 +30,8 @@ class BackfillRules:
     settle_ms: int = 2_000
     #: Series fetched at once.
     concurrency: int = 4
+    #: Read what is known too, to learn of candles that the exchange has changed.
+    again: bool = False
     #: How often and how long to try.
     patience: Patience = field(default_factory=Patience)
 
@@ -89,7 +91,7 @@ async def backfill(
                 # Decided once: candles that close while we work are not missing afterwards.
                 closed = filler.closed(series, wanted)
                 if closed is not None:
-                    await filler.fill(series, closed, filled)
+                    await filler.fill(series, closed, filled, again=rules.again)
             except (Retryable, ExchangeRefused, Mismatch, NotFound) as stopped:
                 error = stopped
             report = await _report(series, closed, filler, store, clock, filled, patient.requests, error)

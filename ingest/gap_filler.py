@@ -100,15 +100,18 @@ class GapFiller:
         end = min(timeframe.ceil(wanted.end, self._origin_ms), timeframe.floor(settled, self._origin_ms))
         return Interval(start, end) if start < end else None
 
-    async def fill(self, series: Series, closed: Interval, filled: Filled | None = None) -> Filled:
+    async def fill(
+        self, series: Series, closed: Interval, filled: Filled | None = None, *, again: bool = False
+    ) -> Filled:
         """Fill the gaps of `series` in `closed`, which :meth:`closed` gave.
 
         :param filled: the account to add to; it is right up to the last commit even if this raises.
+        :param again: read what is known too: candles that the exchange has changed since become corrections.
         :raises Mismatch: if the exchange's answers do not advance.
         """
         account = filled or Filled()
         known = await self._store.coverage(series, closed)
-        unknown = gaps(closed, known, self._local.now_ms())
+        unknown = IntervalSet([closed]) if again else gaps(closed, known, self._local.now_ms())
         self._progress.planned(series, sum(self.buckets(series, gap) for gap in unknown))
         for gap in unknown:
             await self._fill_gap(series, gap, account)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
@@ -39,6 +39,7 @@ def backfill_series(
     since: Since = None,
     until: Until = None,
     exchange_url: ExchangeUrl = None,
+    again: Annotated[bool, typer.Option("--again", help="Read what is known too, for corrections.")] = False,
     home: Home = None,
     as_json: AsJson = False,
 ) -> None:
@@ -50,7 +51,7 @@ def backfill_series(
     wanted = interval_of(since, until, CLOCK.now_ms() if exchange_url is None else LATEST_MS - 1)
     listed = symbols_of(symbols)
     length = timeframes.Timeframe.parse(timeframe)
-    reports = run(fill(settings, exchange, exchange_url, listed, length, wanted))
+    reports = run(fill(settings, exchange, exchange_url, listed, length, wanted, again))
     if as_json:
         print_json({"series": [record(one) for one in reports]})
     else:
@@ -66,11 +67,12 @@ async def fill(
     symbols: list[str],
     timeframe: timeframes.Timeframe,
     wanted: Interval,
+    again: bool,
 ) -> list[SeriesReport]:
     """Backfill with a progress bar on stderr."""
     async with opened_store(settings) as store, opened_exchange(exchange, url) as history:
         with backfill_bar() as bar:
-            rules = BackfillRules(settle_ms=settings.settle_ms, concurrency=settings.concurrency)
+            rules = BackfillRules(settle_ms=settings.settle_ms, concurrency=settings.concurrency, again=again)
             return await backfill(history, store, CLOCK, symbols, timeframe, wanted, rules=rules, progress=bar)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import pytest
 import stamina
@@ -74,6 +75,22 @@ class TestFilling:
         assert (report.stored, report.written, report.verified_empty, report.missing) == (25, 25, 0, 0)
         assert report.complete
         assert history.count("candles") == 3
+
+    def test_a_run_over_what_is_known_finds_what_the_exchange_changed(self) -> None:
+        history, store = ScriptedHistory(minutes(*range(25)), page=10), MemoryStore()
+        run(history, store, 0, 25)
+        history.changed = {START + 3 * MINUTE, START + 20 * MINUTE}
+        (plain,) = run(history, store, 0, 25)
+        assert plain.written == 0
+        (again,) = run(history, store, 0, 25, rules=replace(RULES, again=True))
+        assert (again.stored, again.written, again.missing) == (25, 2, 0)
+
+    def test_a_run_over_what_is_known_keeps_what_the_exchange_no_longer_has(self) -> None:
+        history, store = ScriptedHistory(minutes(*range(25)), page=10), MemoryStore()
+        run(history, store, 0, 25)
+        history.times = history.times[:20]
+        run(history, store, 0, 25, rules=replace(RULES, again=True))
+        assert store.times(BTC) == minutes(*range(25))
 
     def test_a_second_run_asks_for_nothing_and_writes_nothing(self) -> None:
         history, store = ScriptedHistory(minutes(*range(25)), page=10), MemoryStore()
