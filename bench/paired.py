@@ -23,8 +23,10 @@ class Measured:
     ours_seconds: float
     baseline_seconds: float
     rounds: int
-    #: Ours must be at least this many times as fast as the baseline; None where no budget is set.
+    #: Ours must be at least this many times as fast as the baseline; None where no such budget is set.
     budget: float | None = None
+    #: Units that ours must do in a second; None where no such budget is set.
+    budget_per_second: float | None = None
 
     @property
     def ratio(self) -> float:
@@ -44,6 +46,7 @@ class Measured:
     def line(self) -> str:
         """One line for people."""
         budget = "" if self.budget is None else f" (budget {self.budget:g} x)"
+        budget += "" if self.budget_per_second is None else f" (budget {self.budget_per_second:,.0f}/s)"
         return (
             f"{self.name:42} {self.units / self.ours_seconds:>14,.0f}/s"
             f"   {self.baseline:38} {self.units / self.baseline_seconds:>14,.0f}/s   {self.ratio:8.3f} x{budget}"
@@ -60,6 +63,7 @@ def paired(
     rounds: int = 5,
     before: Callable[[], object] | None = None,
     budget: float | None = None,
+    budget_per_second: float | None = None,
 ) -> Measured:
     """Time `ours` and `baseline` in turn, after one warm-up of each.
 
@@ -82,6 +86,7 @@ def paired(
         baseline_seconds=statistics.median(times[baseline]),
         rounds=rounds,
         budget=budget,
+        budget_per_second=budget_per_second,
     )
 
 

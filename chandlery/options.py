@@ -18,7 +18,7 @@ from chandlery import settings
 from market.clock import iso, to_ms
 from market.errors import BadInput
 from market.instrument import check_symbol
-from market.interval import Interval
+from market.interval import Interval, parse_interval
 
 _T = TypeVar("_T")
 
@@ -77,13 +77,9 @@ def interval_of(since: str | None, until: str | None, now_ms: int) -> Interval:
     """
     if since is None:
         raise BadInput("--since", "", "the first open time, such as 2023-01-01")
-    start = to_ms(since, "--since")
-    end = now_ms if until is None else to_ms(until, "--until")
-    if until is None and start >= now_ms:
+    if until is None and to_ms(since, "--since") >= now_ms:
         raise BadInput("--since", since, "an instant in the past")
-    if start >= end:
-        raise BadInput("--until", until, f"an instant after --since ({since}); ranges are [since, until)")
-    return Interval(start, end)
+    return parse_interval(since, now_ms if until is None else until, "--since", "--until")
 
 
 def check_past(ms: int | None, field: str, now_ms: int) -> None:

@@ -145,7 +145,7 @@ class PatientHistory:
                 await self._gate.passed()
                 self.requests += 1
                 return await question()
-        raise AssertionError("stamina either returns an answer or raises")  # pragma: no cover
+        raise AssertionError("stamina either returns an answer or raises")
 
     def _again(self, error: Exception) -> bool | float:
         """Whether to try again, or after how many seconds; the gate does the waiting for a rate limit."""

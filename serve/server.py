@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 import uvicorn
 from fastapi import FastAPI
+from uvicorn.supervisors import Multiprocess
 
 from market.errors import BadInput, Terminal
 
@@ -45,8 +46,7 @@ async def serve_app(app: FastAPI, host: str, port: int, on_ready: Callable[[str]
     :raises Terminal: the address cannot be used (in use, not ours, not allowed).
     """
     with _listening(host, port) as listening:
-        real = listening.getsockname()[1]
-        shown = f"[{host}]" if ":" in host else host
+        address = _address(listening)
         config = uvicorn.Config(
             app,
             http="httptools",
@@ -57,7 +57,7 @@ async def serve_app(app: FastAPI, host: str, port: int, on_ready: Callable[[str]
             server_header=False,
             timeout_graceful_shutdown=_GRACE,
         )
-        server = _Server(config, lambda: on_ready(f"http://{shown}:{real}"))
+        server = _Server(config, lambda: on_ready(address))
         async with app.router.lifespan_context(app):
             running = asyncio.create_task(server.serve(sockets=[listening]))
             try:
@@ -66,6 +66,37 @@ async def serve_app(app: FastAPI, host: str, port: int, on_ready: Callable[[str]
                 server.should_exit = True
                 await running
                 raise
+
+
+def serve_workers(factory: str, host: str, port: int, workers: int, on_ready: Callable[[str], None]) -> None:
+    """Answer requests with several processes until SIGINT or SIGTERM; one that dies is replaced.
+
+    The port is taken here, before any process starts, and connections wait in its queue until one of them answers.
+
+    :param factory: ``module:function`` that makes the application; each process calls it.
+    :param on_ready: gets the address, with the real port.
+    :raises BadInput: not a port.
+    :raises Terminal: the address cannot be used.
+    """
+    with _listening(host, port) as listening:
+        config = uvicorn.Config(
+            factory,
+            factory=True,
+            workers=workers,
+            http="httptools",
+            ws="none",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=_GRACE,
+        )
+        on_ready(_address(listening))
+        Multiprocess(config, sockets=[listening]).run()
+
+
+def _address(listening: socket.socket) -> str:
+    host, port = listening.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def _listening(host: str, port: int) -> socket.socket:

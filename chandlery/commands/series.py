@@ -26,6 +26,7 @@ from market.coverage import Covered
 from market.errors import BadInput
 from market.instrument import Series
 from market.interval import Interval
+from serve.records import series_record
 from store.answer import SeriesInfo
 from store.market_data import MarketData
 
@@ -186,18 +187,6 @@ def _instant(ms: int | None) -> str | None:
 
 
 def _record(info: SeriesInfo) -> dict[str, Any]:
-    return {
-        "exchange": info.series.exchange,
-        "symbol": info.series.symbol,
-        "timeframe": info.series.timeframe.name,
-        "rows": info.rows,
-        "first_open": _instant(info.first_open),
-        "last_open": _instant(info.last_open),
-        "last_write": _instant(info.last_write),
-        "revision": info.revision,
-        "sources": list(info.sources),
-        "corrections": info.corrections,
-        "quarantined": info.quarantined,
-        "missing": info.missing,
-        "verified_empty": info.verified_empty,
-    }
+    """What ``/v1/series`` says, with instants as text."""
+    instants = {name: _instant(getattr(info, name)) for name in ("first_open", "last_open", "last_write")}
+    return series_record(info) | instants

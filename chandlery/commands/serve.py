@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-import uvicorn
 from fastapi import FastAPI
 
 from chandlery.options import Home, load, run
@@ -15,7 +14,7 @@ from chandlery.output import remark
 from chandlery.settings import Settings
 from chandlery.wiring import archive, served_market_data
 from serve.app import create_app
-from serve.server import serve_app
+from serve.server import serve_app, serve_workers
 
 Host = Annotated[str | None, typer.Option("--host", help="Address to listen on (127.0.0.1).", show_default=False)]
 Port = Annotated[int | None, typer.Option("--port", help="Port (8000); 0 takes a free one.", show_default=False)]
@@ -56,15 +55,14 @@ def application_of_environment() -> FastAPI:
 
 
 def _serve_many(settings: Settings, workers: int) -> None:
+    # A store that cannot be opened is said once, here, and not by each process again and again.
+    run(_opened_once(settings))
     # Worker processes import this module afresh; the environment is how they learn what was asked.
     os.environ["CHANDLERY_HOME"] = str(Path(settings.home).absolute())
-    announce(f"http://{settings.host}:{settings.port}")
-    uvicorn.run(
-        "chandlery.commands.serve:application_of_environment",
-        factory=True,
-        host=settings.host,
-        port=settings.port,
-        workers=workers,
-        log_level=settings.log_level,
-        access_log=False,
-    )
+    factory = "chandlery.commands.serve:application_of_environment"
+    serve_workers(factory, settings.host, settings.port, workers, announce)
+
+
+async def _opened_once(settings: Settings) -> None:
+    async with served_market_data(settings) as market_data:
+        await market_data.health()

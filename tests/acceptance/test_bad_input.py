@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import resource
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -233,7 +234,7 @@ def test_a_database_of_a_newer_release(chandlery: Command, home: Path) -> None:
         connection.execute("PRAGMA user_version = 99")
     connection.close()
     before = content(home)
-    for arguments in (("series",), ("db", "upgrade"), ("doctor",)):
+    for arguments in (("series",), ("db", "upgrade"), ("doctor",), ("serve", "--workers", "2", "--port", "0")):
         done = chandlery(*arguments, "--home", home)
         assert done.code == 1
         assert "99" in done.out + done.err
@@ -256,7 +257,21 @@ def test_a_port_in_use(chandlery: Command, home: Path) -> None:
     with started("serve", "--home", home, "--port", 0, ready="serving") as (_, line):
         port = line.split("http://127.0.0.1:")[1].split()[0]
         one_line(chandlery("serve", "--home", home, "--port", port), 1, f"127.0.0.1:{port}")
+        one_line(chandlery("serve", "--home", home, "--port", port, "--workers", 2), 1, f"127.0.0.1:{port}")
         one_line(chandlery("simulate", "--seed", 1, "--port", port), 1, port)
+
+
+def test_several_workers_answer_and_stop(home: Path) -> None:
+    with started("serve", "--home", home, "--port", 0, "--workers", 2, ready="serving") as (process, line):
+        url = "http://" + line.split("http://")[1].split()[0]
+        names = {"exchange": "binance", "symbol": "BTC/USDT", "timeframe": "15m"}
+        # The answer comes when the first process is up; until then the request waits in the port's queue.
+        for _ in range(4):
+            assert len(httpx.get(f"{url}/v1/candles", params=names, timeout=60).json()["data"]) == 4
+        process.send_signal(signal.SIGTERM)
+        assert process.stdout is not None
+        assert "Traceback" not in process.stdout.read()
+        assert process.wait() == 0
 
 
 def test_a_home_that_another_process_keeps_current(chandlery: Command, tmp_path: Path) -> None:
