@@ -7,8 +7,8 @@ are added as decimals, because a float sum of volumes (0.1 + 0.2) is not the num
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
+from fractions import Fraction
 
 import numpy as np
 import pyarrow as pa
@@ -88,7 +88,8 @@ def decimal_sums(values: Float64s, starts: Int64s) -> Float64s:
     """Sums of `values` over groups, added as decimals and rounded once at the end.
 
     :param values: finite numbers that stand for decimals of up to 15 digits and 8 decimals; groups that hold
-        any other number are added with :func:`math.fsum`.
+        any other number are added one by one, each as the shortest decimal that stands for it. A database that
+        adds ``value::text::numeric`` gets the same.
     :param starts: index of the first row of each group, strictly increasing, beginning with 0.
     """
     whole = np.floor(values)
@@ -109,7 +110,8 @@ def decimal_sums(values: Float64s, starts: Int64s) -> Float64s:
     if not exact.all():
         ends = np.concatenate((starts[1:], [len(values)]))
         for group in np.flatnonzero(~np.logical_and.reduceat(exact, starts)):
-            sums[group] = math.fsum(values[starts[group] : ends[group]])
+            decimals = (Fraction(repr(value)) for value in values[starts[group] : ends[group]].tolist())
+            sums[group] = float(sum(decimals))
     return sums
 
 

@@ -12,6 +12,7 @@ from market.candle import open_times_ms
 from market.interval import Interval, IntervalSet
 from market.rollup import roll_up
 from market.timeframe import Int64s, Timeframe
+from store.candle_store import StoredPage
 
 #: Base candles in memory at a time, about.
 _MOST_AT_ONCE = 100_000
@@ -27,18 +28,20 @@ class DerivedCandles:
     missing: Int64s
 
 
-def derive(
-    base: pa.Table, known: IntervalSet, base_timeframe: Timeframe, timeframe: Timeframe, origin_ms: int
-) -> DerivedCandles:
-    """Roll `base` up and count what each window lacks.
+def rolled_page(page: StoredPage, timeframe: Timeframe, origin_ms: int) -> StoredPage:
+    """Candles of whole buckets rolled up, beside the ledger they came with."""
+    return StoredPage(table=roll_up(page.table, timeframe, origin_ms).table, coverage=page.coverage)
 
-    :param known: what is stored or known to be empty, at least over every window.
+
+def counted(rolled: pa.Table, known: IntervalSet, base: Timeframe, timeframe: Timeframe) -> DerivedCandles:
+    """Count what the window of each rolled-up candle lacks.
+
+    :param known: what is stored or known to be empty of the `base` candles, at least over every window.
     """
-    rolled = roll_up(base, timeframe, origin_ms)
-    starts = open_times_ms(rolled.table)
+    starts = open_times_ms(rolled)
     ends = timeframe.next_all(starts)
     absent = ends - starts - (known_before(known, ends) - known_before(known, starts))
-    return DerivedCandles(rolled.table, absent // base_timeframe.milliseconds)
+    return DerivedCandles(rolled, absent // base.milliseconds)
 
 
 def windows(

@@ -17,7 +17,7 @@ from market.instrument import Series
 from market.interval import Interval, IntervalSet
 from market.rollup import roll_up
 from market.timeframe import DEFAULT_ORIGIN_MS, ONE_MINUTE, TIMEFRAMES
-from store.sqlite.store import SqliteStore
+from store.candle_store import CandleStore
 
 _MONTH = TIMEFRAMES["1M"]
 _EXAMPLES = 20
@@ -37,7 +37,7 @@ class Finding:
     detail: str
 
 
-async def check_series(store: SqliteStore, series: Series, clock: Clock) -> list[Finding]:
+async def check_series(store: CandleStore, series: Series, clock: Clock) -> list[Finding]:
     """Read a series from end to end, a month at a time, and compare it with all that is known of it."""
     findings: list[Finding] = []
     ledger = await store.coverage(series)
@@ -82,7 +82,7 @@ async def check_series(store: SqliteStore, series: Series, clock: Clock) -> list
     return findings
 
 
-async def _months(store: SqliteStore, series: Series) -> AsyncIterator[pa.Table]:
+async def _months(store: CandleStore, series: Series) -> AsyncIterator[pa.Table]:
     facts = await store.facts(series)
     if facts is None or facts.known is None:
         return
@@ -96,7 +96,7 @@ async def _months(store: SqliteStore, series: Series) -> AsyncIterator[pa.Table]
         start = end
 
 
-async def _against_minutes(store: SqliteStore, series: Series) -> AsyncIterator[Finding]:
+async def _against_minutes(store: CandleStore, series: Series) -> AsyncIterator[Finding]:
     """The stored candles of a larger timeframe against the ones its minutes make, where all minutes are known."""
     minutes = series.at(ONE_MINUTE)
     covered = IntervalSet(one.interval for one in await store.coverage(minutes))

@@ -22,10 +22,10 @@ from market.interval import Interval, IntervalSet
 from market.rollup import roll_up
 from market.timeframe import ONE_MINUTE, Int64s
 from store.answer import CandleAnswer, SeriesInfo
-from store.derived import derive, prefer, windows
+from store.candle_store import CandleStore, StoredPage
+from store.derived import counted, prefer, rolled_page, windows
 from store.ledger import clip, learn, outside
 from store.live import LiveCandles
-from store.sqlite.store import SqliteStore, StoredPage
 
 DATABASE_TIER = "database"
 
@@ -74,7 +74,7 @@ class MarketData:
     :param live: the forming candles that ingest keeps in this process; empty where it runs elsewhere.
     """
 
-    def __init__(self, store: SqliteStore, live: LiveCandles, clock: Clock) -> None:
+    def __init__(self, store: CandleStore, live: LiveCandles, clock: Clock) -> None:
         self._store = store
         self._live = live
         self._clock = clock
@@ -263,18 +263,23 @@ class MarketData:
         return _cut(_concat(pages[::-1] if newest else pages), limit, newest)
 
     async def _derived(self, series: Series, kept: _Kept, run: Interval, as_of_ms: int | None) -> _Page:
-        minutes = series.at(ONE_MINUTE)
-        base = await self._stored(minutes, run, None, False, as_of_ms)
-        coverage = base.coverage
-        if as_of_ms is not None:
-            coverage = _as_known(coverage, base.table, minutes, as_of_ms)
-        there = known(coverage, self._at(as_of_ms))
-        derived = derive(base.table, there, ONE_MINUTE, series.timeframe, kept.origin_ms)
+        rolled = await self._rolled(series, kept, run, as_of_ms)
+        there = known(rolled.coverage, self._at(as_of_ms))
+        derived = counted(rolled.table, there, ONE_MINUTE, series.timeframe)
         if not kept.native:
             return _Page(derived.table, derived.missing, [], None)
         native = await self._stored(series, run, None, False, as_of_ms)
         table, missing = prefer(derived, native.table)
         return _Page(table, missing, [], None)
+
+    async def _rolled(self, series: Series, kept: _Kept, run: Interval, as_of_ms: int | None) -> StoredPage:
+        """Candles made of minutes, and the ledger of the minutes; a store may keep such candles ready."""
+        minutes = series.at(ONE_MINUTE)
+        if as_of_ms is None:
+            return await self._store.rolled(minutes, run, series.timeframe, kept.origin_ms)
+        base = await self._stored(minutes, run, None, False, as_of_ms)
+        as_known = _as_known(base.coverage, base.table, minutes, as_of_ms)
+        return rolled_page(StoredPage(table=base.table, coverage=as_known), series.timeframe, kept.origin_ms)
 
     async def _stored(
         self, series: Series, interval: Interval, limit: int | None, newest: bool, as_of_ms: int | None

@@ -17,7 +17,7 @@ from market.clock import iso
 from market.errors import Mismatch
 from market.timeframe import TIMEFRAMES
 from store.archive.archive import ArchiveReport
-from store.sqlite.store import SqliteStore
+from store.candle_store import CandleStore
 from trading.catalogue import load_strategy
 
 _PATIENCE_SECONDS = 60.0
@@ -25,7 +25,7 @@ _STRATEGY = "sma_cross"
 
 
 async def show(
-    settings: Settings, store: SqliteStore, loop: LiveLoop, url: str, reports: list[SeriesReport]
+    settings: Settings, store: CandleStore, loop: LiveLoop, url: str, reports: list[SeriesReport]
 ) -> None:
     """Wait for live candles, archive, ask the service, backtest, and print what came of it.
 
@@ -79,7 +79,7 @@ def _print_archive(archived: list[ArchiveReport]) -> None:
     )
 
 
-async def _live_candles(loop: LiveLoop, store: SqliteStore, reports: list[SeriesReport]) -> dict[str, int]:
+async def _live_candles(loop: LiveLoop, store: CandleStore, reports: list[SeriesReport]) -> dict[str, int]:
     """How many candles of each series came after the backfill, once each has some."""
     before = {one.symbol: one.stored for one in reports}
     deadline = time.monotonic() + _PATIENCE_SECONDS

@@ -34,9 +34,9 @@ from market.timeframe import DAY_MS
 from serve.app import create_app
 from serve.server import serve_app
 from store.archive.archive import ArchiveReport
+from store.candle_store import CandleStore
 from store.live import LiveCandles
 from store.market_data import MarketData
-from store.sqlite.store import SqliteStore
 
 _DEFAULT_DAYS = 7
 #: A demonstration's exchange begins at the same instant each time, so that its numbers can be compared; in the week
@@ -146,7 +146,7 @@ async def _run(plan: Plan, demo: bool) -> bool:
             return keeping.result()
 
 
-async def _keep(plan: Plan, demo: bool, history: History, store: SqliteStore, live: LiveCandles, url: str) -> bool:
+async def _keep(plan: Plan, demo: bool, history: History, store: CandleStore, live: LiveCandles, url: str) -> bool:
     """Fill, keep current and archive, until cancelled or shown; true if nothing is missing."""
     settings = plan.settings
     reports: list[SeriesReport] = []
@@ -192,7 +192,7 @@ async def _end(task: asyncio.Task[Any]) -> None:
         task.exception()
 
 
-async def _fill(plan: Plan, history: History, store: SqliteStore) -> list[SeriesReport]:
+async def _fill(plan: Plan, history: History, store: CandleStore) -> list[SeriesReport]:
     now = await history.server_time()
     start = now - _DEFAULT_DAYS * DAY_MS if plan.since is None else plan.since
     if start >= now:
@@ -204,7 +204,7 @@ async def _fill(plan: Plan, history: History, store: SqliteStore) -> list[Series
         )
 
 
-async def _fill_the_rest(plan: Plan, history: History, store: SqliteStore) -> None:
+async def _fill_the_rest(plan: Plan, history: History, store: CandleStore) -> None:
     """Try again, a while later each time, what an exchange in trouble left unfilled."""
     complete = False
     while not complete:
@@ -221,7 +221,7 @@ async def _shared(market_data: MarketData) -> AsyncIterator[MarketData]:
     yield market_data
 
 
-async def _archive_hourly(settings: Settings, store: SqliteStore) -> None:
+async def _archive_hourly(settings: Settings, store: CandleStore) -> None:
     while True:
         try:
             await archive_all(settings, store)
@@ -231,6 +231,6 @@ async def _archive_hourly(settings: Settings, store: SqliteStore) -> None:
         await asyncio.sleep(_ARCHIVE_EVERY_SECONDS)
 
 
-async def archive_all(settings: Settings, store: SqliteStore) -> list[ArchiveReport]:
+async def archive_all(settings: Settings, store: CandleStore) -> list[ArchiveReport]:
     """Bring the archive of every series up to the store."""
     return [await archive(settings).build(store, one.series) for one in await store.series()]

@@ -29,8 +29,8 @@ from store.archive.manifest import (
     series_folder,
 )
 from store.batch import Absence, CandleBatch, Written
+from store.candle_store import CandleStore
 from store.files import UNFINISHED, locked, replacing
-from store.sqlite.store import SqliteStore
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -81,7 +81,7 @@ class Archive:
         """Where a file of a manifest stands."""
         return series_folder(self.root, series) / file.name
 
-    async def build(self, store: SqliteStore, series: Series) -> ArchiveReport:
+    async def build(self, store: CandleStore, series: Series) -> ArchiveReport:
         """Bring the archive of one series up to the store: periods whose digest differs are written anew.
 
         New files are written and read back before the manifest is swapped; replaced files go afterwards.
@@ -204,7 +204,7 @@ class Archive:
                 wrong.append(str(error))
         return wrong
 
-    async def restore(self, store: SqliteStore, series: Series, clock: Clock) -> Written:
+    async def restore(self, store: CandleStore, series: Series, clock: Clock) -> Written:
         """Write an archived series into a store: rows, and what was known to be empty.
 
         :raises StoreUnusable: a file is missing or damaged; files before it have been restored.
@@ -280,7 +280,7 @@ async def _to_its_end(work: Callable[_P, _T], *args: _P.args, **named: _P.kwargs
         raise
 
 
-async def _chunk_digests(store: SqliteStore, series: Series) -> list[tuple[int, Digest]]:
+async def _chunk_digests(store: CandleStore, series: Series) -> list[tuple[int, Digest]]:
     return [(one.start, one.digest) for one in await store.chunks(series)]
 
 

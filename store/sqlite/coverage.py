@@ -7,12 +7,13 @@ from collections.abc import Sequence
 
 from market.coverage import CoverageState, Covered
 from market.interval import Interval
-from store.sqlite.rows import QUERIES, SeriesKey
+from store.series_key import SeriesKey
+from store.sqlite.rows import QUERIES, named
 
 
 def read_coverage(connection: sqlite3.Connection, key: SeriesKey, start: int, end: int) -> list[Covered]:
     """Entries that overlap or touch ``[start, end]``, whole, oldest first."""
-    rows = connection.execute(QUERIES["read_coverage"], key.names | {"start": start, "end": end})
+    rows = connection.execute(QUERIES["read_coverage"], named(key) | {"start": start, "end": end})
     return [
         Covered(
             interval=Interval(row[0], row[1]),

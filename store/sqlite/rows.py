@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Any
 
@@ -13,7 +12,7 @@ import pyarrow as pa
 import sql
 from market.candle import CANDLE_SCHEMA, INSTANT, CandleState, no_candles
 from market.instrument import Instrument, Series
-from market.timeframe import DAY_MS, DEFAULT_ORIGIN_MS
+from store.series_key import SeriesKey, parts_of
 
 QUERIES = sql.queries("sqlite")
 #: Rows read at a time: with more of them, turning rows into columns misses the processor's cache.
@@ -22,25 +21,9 @@ _FETCHED = 4096
 _BLOCK = 16_384
 
 
-@dataclass(frozen=True)
-class SeriesKey:
-    """The small integers that stand for a series in the tables, and what the writer must know of it."""
-
-    instrument_id: int
-    #: Seconds.
-    timeframe: int
-    revision: int
-    #: Epoch milliseconds; strictly increasing from write to write.
-    last_write: int
-    #: Where three-day buckets count from: the listing day, or where nobody told it, the first stored candle.
-    origin_ms: int
-    #: False while neither is known and `origin_ms` is the usual one.
-    anchored: bool = True
-
-    @property
-    def names(self) -> dict[str, Any]:
-        """As named parameters of a query."""
-        return {"instrument_id": self.instrument_id, "timeframe": self.timeframe}
+def named(key: SeriesKey) -> dict[str, Any]:
+    """A key as named parameters of a query."""
+    return {"instrument_id": key.instrument_id, "timeframe": key.timeframe}
 
 
 def find_series(connection: sqlite3.Connection, series: Series) -> SeriesKey | None:
@@ -51,14 +34,11 @@ def find_series(connection: sqlite3.Connection, series: Series) -> SeriesKey | N
     ).fetchone()
     if row is None or row[1] is None:
         return None
-    key = SeriesKey(row[0], series.timeframe.seconds, row[1], row[2], DEFAULT_ORIGIN_MS, anchored=False)
-    if row[3] is not None:
-        return replace(key, origin_ms=row[3] // DAY_MS * DAY_MS, anchored=True)
-    if series.timeframe.name == "3d":
-        first, _ = connection.execute(QUERIES["series_bounds"], key.names).fetchone()
-        if first is not None:
-            return replace(key, origin_ms=first, anchored=True)
-    return key
+    first = None
+    if row[3] is None and series.timeframe.name == "3d":
+        bounds = {"instrument_id": row[0], "timeframe": series.timeframe.seconds}
+        first = connection.execute(QUERIES["series_bounds"], bounds).fetchone()[0]
+    return SeriesKey.of(series, row[0], row[1], row[2], row[3], first)
 
 
 def add_series(connection: sqlite3.Connection, series: Series) -> SeriesKey:
@@ -66,8 +46,7 @@ def add_series(connection: sqlite3.Connection, series: Series) -> SeriesKey:
     found = find_series(connection, series)
     if found is not None:
         return found
-    pair, _, settle = series.symbol.partition(":")
-    base, _, quote = pair.partition("/")
+    base, quote, kind = parts_of(series.symbol)
     connection.execute(
         QUERIES["name_instrument"],
         {
@@ -76,7 +55,7 @@ def add_series(connection: sqlite3.Connection, series: Series) -> SeriesKey:
             "exchange_symbol": series.symbol,
             "base": base,
             "quote": quote,
-            "kind": ("future" if "-" in settle else "swap") if settle else "spot",
+            "kind": kind,
         },
     )
     row = connection.execute(

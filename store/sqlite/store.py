@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import sqlite3
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
@@ -20,47 +19,17 @@ from market.interval import Interval, IntervalSet
 from market.timeframe import DEFAULT_ORIGIN_MS, Timeframe
 from store.answer import SeriesInfo
 from store.batch import CandleBatch, Written
+from store.candle_store import Chunk, SeriesFacts, StoredPage
+from store.derived import rolled_page
 from store.ledger import clip
+from store.series_key import SeriesKey
 from store.sqlite import schema
 from store.sqlite.coverage import read_coverage
 from store.sqlite.database import Database, check_home, transaction
-from store.sqlite.merge import Merge
-from store.sqlite.rows import QUERIES, SeriesKey, add_series, fetched, find_series, to_instrument
+from store.sqlite.merge import write_batch
+from store.sqlite.rows import QUERIES, add_series, fetched, find_series, named, to_instrument
 
 DATABASE_NAME = "market_data.sqlite3"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Chunk:
-    """One day, month or year of a series, as its digest row says."""
-
-    #: Epoch milliseconds.
-    start: int
-    digest: Digest
-    #: The series' revision when it last changed.
-    revision: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class SeriesFacts:
-    """What a reader must know of a series before reading it."""
-
-    #: Counts up with each change.
-    revision: int
-    #: Where three-day buckets count from.
-    origin_ms: int
-    #: From the first to the last instant the ledger says anything of; None for an empty ledger.
-    known: Interval | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class StoredPage:
-    """Candles and the ledger beside them, as of one moment."""
-
-    #: Candle schema, sorted.
-    table: pa.Table
-    #: Clipped to what was asked, or to what a limit left of it.
-    coverage: list[Covered]
 
 
 class SqliteStore:
@@ -104,6 +73,11 @@ class SqliteStore:
         """The database file."""
         return self._database.path
 
+    @property
+    def location(self) -> str:
+        """The database file."""
+        return str(self.path)
+
     async def schema_version(self) -> int:
         """The version of the file's schema."""
         return await self._database.read(schema.version)
@@ -117,7 +91,7 @@ class SqliteStore:
         def work(connection: sqlite3.Connection) -> Written:
             with transaction(connection):
                 key = add_series(connection, batch.series)
-                return Merge(connection, key, batch, self._clock.now_ms()).run()
+                return write_batch(connection, key, batch, self._clock.now_ms())
 
         return await self._database.write(work)
 
@@ -170,6 +144,13 @@ class SqliteStore:
 
         return await self._database.read(work)
 
+    async def rolled(self, series: Series, interval: Interval, timeframe: Timeframe, origin_ms: int) -> StoredPage:
+        """Larger candles made of the stored candles of `series` that open in `interval`, and the ledger of these.
+
+        :param interval: whole buckets of `timeframe`.
+        """
+        return rolled_page(await self.page(series, interval), timeframe, origin_ms)
+
     async def facts(self, series: Series) -> SeriesFacts | None:
         """What a reader must know of a series first; None where it is not stored."""
 
@@ -177,7 +158,7 @@ class SqliteStore:
             key = find_series(connection, series)
             if key is None:
                 return None
-            first, last = connection.execute(QUERIES["coverage_bounds"], key.names).fetchone()
+            first, last = connection.execute(QUERIES["coverage_bounds"], named(key)).fetchone()
             hull = None if first is None else Interval(first, last)
             return SeriesFacts(revision=key.revision, origin_ms=key.origin_ms, known=hull)
 
@@ -203,7 +184,7 @@ class SqliteStore:
             key = find_series(connection, series)
             if key is None:
                 return []
-            rows = connection.execute(QUERIES["read_chunks"], key.names | {"start": 0, "end": 2**62})
+            rows = connection.execute(QUERIES["read_chunks"], named(key) | {"start": 0, "end": 2**62})
             return [Chunk(start=row[0], digest=Digest.of_hex(row[1], row[3]), revision=row[4]) for row in rows]
 
         return await self._database.read(work)
@@ -248,7 +229,7 @@ class SqliteStore:
             key = find_series(connection, series)
             if key is None:
                 return []
-            rows = connection.execute(QUERIES["read_quarantine"], key.names | {"limit": limit})
+            rows = connection.execute(QUERIES["read_quarantine"], named(key) | {"limit": limit})
             return [Refusal(row=at, open_time=row[0], reason=row[1], raw=row[2]) for at, row in enumerate(rows)]
 
         return await self._database.read(work)
@@ -296,7 +277,7 @@ def _read(
     as_of_ms: int | None,
 ) -> pa.Table:
     name = "read_newest_candles" if newest else "read_candles"
-    asked = key.names | {"start": interval.start, "end": interval.end, "limit": -1 if limit is None else limit}
+    asked = named(key) | {"start": interval.start, "end": interval.end, "limit": -1 if limit is None else limit}
     if as_of_ms is not None:
         name, asked = name + "_as_of", asked | {"as_of": as_of_ms}
     return fetched(connection.execute(QUERIES[name], asked), newest)
@@ -306,9 +287,9 @@ def _info(connection: sqlite3.Connection, row: tuple[str, str, int, int, int, in
     exchange, symbol, seconds, revision, last_write, instrument_id, rows = row
     series = Series(exchange, symbol, Timeframe.of_seconds(seconds))
     key = SeriesKey(instrument_id, seconds, revision, last_write, DEFAULT_ORIGIN_MS)
-    first, last = connection.execute(QUERIES["series_bounds"], key.names).fetchone()
-    corrections, quarantined = connection.execute(QUERIES["series_counts"], key.names).fetchone()
-    sources = [row[0] for row in connection.execute(QUERIES["coverage_sources"], key.names)]
+    first, last = connection.execute(QUERIES["series_bounds"], named(key)).fetchone()
+    corrections, quarantined = connection.execute(QUERIES["series_counts"], named(key)).fetchone()
+    sources = [row[0] for row in connection.execute(QUERIES["coverage_sources"], named(key))]
     missing, empty = _counts(connection, key, series.timeframe, now_ms)
     return SeriesInfo(
         series=series,
@@ -330,7 +311,7 @@ def _counts(connection: sqlite3.Connection, key: SeriesKey, timeframe: Timeframe
     if timeframe.name != "1M":
         # A sparse series has an interval for every few candles: added up where they are.
         start, end, there, empty = connection.execute(
-            QUERIES["coverage_sums"], key.names | {"now": now_ms}
+            QUERIES["coverage_sums"], named(key) | {"now": now_ms}
         ).fetchone()
         length = timeframe.milliseconds
         return (0, 0) if start is None else ((end - start - there) // length, empty // length)

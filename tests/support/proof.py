@@ -14,7 +14,7 @@ from market.candle import CANDLE_SCHEMA, COLUMNS, INSTANT, candles
 from market.fingerprint import digest
 from market.interval import Interval, IntervalSet
 from market.timeframe import Timeframe
-from store.sqlite.merge import chunk_starts
+from store.merge import chunk_starts
 
 
 def prove(path: Path) -> int:

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from market.candle import candles, open_times_ms
 from market.interval import Interval, IntervalSet
+from market.rollup import roll_up
 from market.timeframe import DEFAULT_ORIGIN_MS, ONE_MINUTE, TIMEFRAMES
-from store.derived import DerivedCandles, derive, known_before, prefer, windows
+from store.derived import DerivedCandles, counted, known_before, prefer, windows
 
 MINUTE = 60_000
 START = 1_672_531_200_000
@@ -42,7 +43,7 @@ def test_missing_minutes_are_those_in_no_interval(known: IntervalSet, there: set
     minutes = known | stored
     instants = IntervalSet.of(*[(START + one.start * MINUTE, START + one.end * MINUTE) for one in minutes])
     table = flat([START + one * MINUTE for one in sorted(there)])
-    derived = derive(table, instants, ONE_MINUTE, M15, DEFAULT_ORIGIN_MS)
+    derived = counted(roll_up(table, M15).table, instants, ONE_MINUTE, M15)
     opened = ((open_times_ms(derived.table) - START) // MINUTE).tolist()
     assert opened == sorted({one // 15 * 15 for one in there})
     assert derived.missing.tolist() == [sum(one not in minutes for one in range(at, at + 15)) for at in opened]

@@ -1,0 +1,14 @@
+-- name: server_facts
+-- Whom a new connection speaks with; through a pooler the process is not the one the connection was told of.
+SELECT pg_backend_pid() AS process, pg_is_in_recovery() AS standby,
+       current_setting('synchronous_commit') AS synchronous_commit,
+       current_setting('server_version_num')::int AS version,
+       (SELECT system_identifier FROM pg_control_system()) AS cluster;
+
+-- name: written_position
+-- How far the primary's log is written, as a number of bytes.
+SELECT (pg_current_wal_insert_lsn() - '0/0'::pg_lsn)::bigint;
+
+-- name: replayed_position
+-- How far this replica has followed the primary's log, as a number of bytes; null where it follows none.
+SELECT CASE WHEN pg_is_in_recovery() THEN (pg_last_wal_replay_lsn() - '0/0'::pg_lsn)::bigint END;

@@ -1,0 +1,147 @@
+"""What every candle store does, wherever it keeps its rows: one set of contract tests runs over all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import pyarrow as pa
+
+from market.candle import Refusal
+from market.coverage import Covered
+from market.fingerprint import Digest
+from market.instrument import Instrument, Series
+from market.interval import Interval
+from market.timeframe import Timeframe
+from store.answer import SeriesInfo
+from store.batch import CandleBatch, Written
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chunk:
+    """One day, month or year of a series, as its digest row says."""
+
+    #: Epoch milliseconds.
+    start: int
+    digest: Digest
+    #: The series' revision when it last changed.
+    revision: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeriesFacts:
+    """What a reader must know of a series before reading it."""
+
+    #: Counts up with each change.
+    revision: int
+    #: Where three-day buckets count from.
+    origin_ms: int
+    #: From the first to the last instant the ledger says anything of; None for an empty ledger.
+    known: Interval | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredPage:
+    """Candles and the ledger beside them, as of one moment."""
+
+    #: Candle schema, sorted.
+    table: pa.Table
+    #: Clipped to what was asked, or to what a limit left of it.
+    coverage: list[Covered]
+
+
+class CandleStore(Protocol):
+    """Candles, ledger, corrections and quarantine. All times are epoch milliseconds, all ranges half-open."""
+
+    @property
+    def location(self) -> str:
+        """Where the rows are, for people; never with a password."""
+        ...
+
+    async def schema_version(self) -> int:
+        """The version of the store's schema."""
+        ...
+
+    async def write(self, batch: CandleBatch) -> Written:
+        """One batch in one transaction: quarantine, candles, corrections, coverage. Durable when it returns.
+
+        :raises StoreBusy: somebody else held what it needs for too long; nothing was written.
+        """
+        ...
+
+    async def read(
+        self,
+        series: Series,
+        start_ms: int,
+        end_ms: int,
+        *,
+        limit: int | None = None,
+        newest: bool = False,
+        as_of_ms: int | None = None,
+    ) -> pa.Table:
+        """Stored candles with ``start_ms <= open_time < end_ms``, sorted, in the candle schema.
+
+        :param limit: at most this many rows: the first ones, or the last ones where `newest`.
+        :param as_of_ms: the rows as they were known then; epoch milliseconds of our clock.
+        """
+        ...
+
+    async def page(
+        self,
+        series: Series,
+        interval: Interval,
+        *,
+        limit: int | None = None,
+        newest: bool = False,
+        as_of_ms: int | None = None,
+    ) -> StoredPage:
+        """:meth:`read` with the ledger of the part that was read, both from one snapshot of the database."""
+        ...
+
+    async def rolled(self, series: Series, interval: Interval, timeframe: Timeframe, origin_ms: int) -> StoredPage:
+        """Larger candles made of the stored candles of `series` that open in `interval`, and the ledger of these.
+
+        :param interval: whole buckets of `timeframe`.
+        """
+        ...
+
+    async def facts(self, series: Series) -> SeriesFacts | None:
+        """What a reader must know of a series first; None where it is not stored."""
+        ...
+
+    async def coverage(self, series: Series, interval: Interval | None = None) -> list[Covered]:
+        """The ledger, sorted and disjoint; clipped to `interval` where one is given."""
+        ...
+
+    async def chunks(self, series: Series) -> list[Chunk]:
+        """The digests of all chunks of a series, oldest first."""
+        ...
+
+    async def series(self) -> list[SeriesInfo]:
+        """Every series with its metadata, by exchange, symbol and timeframe."""
+        ...
+
+    async def save_instruments(self, instruments: Sequence[Instrument]) -> None:
+        """Keep what an exchange says of its markets; known ones are brought up to date."""
+        ...
+
+    async def instruments(self, exchange: str | None = None) -> list[Instrument]:
+        """Known instruments, by exchange and symbol."""
+        ...
+
+    async def quarantined(self, series: Series, limit: int = 100) -> list[Refusal]:
+        """The newest refused rows of a series."""
+        ...
+
+    async def count(self) -> tuple[int, int]:
+        """How many series, and candles in all of them."""
+        ...
+
+    async def size(self) -> tuple[int, int]:
+        """Bytes used, and bytes free inside them."""
+        ...
+
+    async def integrity(self) -> list[str]:
+        """What the database itself finds wrong; empty when sound."""
+        ...

@@ -1,0 +1,237 @@
+"""One batch against what is stored: what is new, what is the same, what is corrected. Decided here, carried out by
+each store in its own way inside one transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import pyarrow as pa
+
+from market.candle import Bools, CandleState, Refusal, by_open_time, check, open_times_ms
+from market.fingerprint import Digest, group_digests, row_hashes
+from market.interval import Interval, IntervalSet
+from market.timeframe import DAY_MS, DEFAULT_ORIGIN_MS, TIMEFRAMES, Int64s, Timeframe
+from store.batch import Absence, CandleBatch, Written
+from store.series_key import SeriesKey
+
+_LONGEST_MS = 366 * DAY_MS
+
+
+@dataclass
+class StoredChunk:
+    """What the database says of one chunk; changed in place while a batch is merged."""
+
+    digest: Digest
+    #: Rows in state closed.
+    unverified: int
+    #: The series' revision when a reader last saw a change; None for "by this batch".
+    revision: int | None = None
+
+
+def chunk_starts(open_times: Int64s, timeframe: Timeframe) -> Int64s:
+    """The chunk each candle belongs to: its day, month or year by the length of the timeframe."""
+    if timeframe.seconds < 3600:
+        return open_times // DAY_MS * DAY_MS
+    months = TIMEFRAMES["1M"].floor_all(open_times)
+    if timeframe.milliseconds < DAY_MS:
+        return months
+    years = open_times.astype("datetime64[ms]").astype("datetime64[Y]")
+    return years.astype("datetime64[ms]").astype(np.int64)
+
+
+@dataclass
+class Merge:
+    """One write of one series. Make it with :meth:`of`, then :meth:`meet` the stored digests, :meth:`compare` the
+    rows it asks for, and write what the fields say."""
+
+    #: The rows that may be stored, sorted.
+    table: pa.Table
+    state: CandleState
+    timeframe: Timeframe
+    #: Since when the new versions are known, epoch milliseconds; two versions of a row never share it.
+    learned_at: int
+    refusals: tuple[Refusal, ...]
+    #: Rows that are not there yet.
+    fresh: list[pa.Table] = field(default_factory=list)
+    #: New versions of rows that are there.
+    corrections: list[pa.Table] = field(default_factory=list)
+    #: Intervals whose stored rows become as final as this batch.
+    raised: list[Interval] = field(default_factory=list)
+    #: The chunks to save, by their start.
+    chunks: dict[int, StoredChunk] = field(default_factory=dict)
+    unchanged: int = 0
+    outranked: int = 0
+    #: The stored chunks that the batch meets.
+    _met: dict[int, StoredChunk] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, batch: CandleBatch, key: SeriesKey, now_ms: int) -> Merge:
+        """Check the rows of a batch; nothing is compared yet."""
+        origin = key.origin_ms if key.anchored else _common_origin(batch.table, batch.series.timeframe)
+        good, refusals = check(batch.table, batch.series.timeframe, batch.now_ms, origin)
+        return cls(
+            table=by_open_time(batch.table.filter(pa.array(good))),
+            state=batch.state,
+            timeframe=batch.series.timeframe,
+            # Two versions of a row must never share a time, or `as_of` could not tell them apart.
+            learned_at=max(now_ms, key.last_write + 1),
+            refusals=(*batch.refusals, *refusals),
+        )
+
+    @property
+    def present(self) -> IntervalSet:
+        """What the rows of the batch cover."""
+        return IntervalSet.of_candles(open_times_ms(self.table), self.timeframe)
+
+    def news(self, absences: Iterable[Absence]) -> Interval | None:
+        """From the first to the last instant that the batch says anything of; None for nothing."""
+        return (self.present | IntervalSet(one.interval for one in absences)).hull
+
+    @property
+    def span(self) -> Interval | None:
+        """From the first chunk of the batch to just after the start of its last one; None for no rows."""
+        if not self.table.num_rows:
+            return None
+        ends = chunk_starts(open_times_ms(self.table)[[0, -1]], self.timeframe)
+        return Interval(int(ends[0]), int(ends[1]) + 1)
+
+    def meet(self, stored: dict[int, StoredChunk]) -> list[Interval]:
+        """Compare chunk by chunk with the digests stored in :attr:`span`.
+
+        :return: the intervals whose stored rows have to be read and given to :meth:`compare`, sorted.
+        """
+        if not self.table.num_rows:
+            return []
+        times = open_times_ms(self.table)
+        chunks = chunk_starts(times, self.timeframe)
+        starts = np.flatnonzero(np.concatenate(([True], chunks[1:] != chunks[:-1])))
+        ends = np.concatenate((starts[1:], [len(times)]))
+        mixed: list[Interval] = []
+        last_mixed = -_LONGEST_MS
+        for start, end, ours in zip(starts, ends, group_digests(self.table, starts), strict=True):
+            chunk_start = int(chunks[start])
+            chunk = stored.get(chunk_start)
+            if chunk is None:
+                self.fresh.append(self.table.slice(int(start), int(end - start)))
+                unverified = int(end - start) if self.state < CandleState.VERIFIED else 0
+                self.chunks[chunk_start] = StoredChunk(ours, unverified)
+            elif chunk.digest == ours:
+                self.unchanged += int(end - start)
+                if chunk.unverified and self.state is CandleState.VERIFIED:
+                    self.chunks[chunk_start] = replace(chunk, unverified=0)
+                    self._raise(times[start:end])
+            else:
+                self._met[chunk_start] = chunk
+                span = Interval(int(times[start]), int(times[end - 1]) + 1)
+                # Neighbours are read at once.
+                if chunk_start - last_mixed <= _longest_chunk(self.timeframe):
+                    span = Interval(mixed.pop().start, span.end)
+                mixed.append(span)
+                last_mixed = chunk_start
+        return mixed
+
+    def compare(self, span: Interval, stored: pa.Table, states: Int64s) -> None:
+        """Compare row by row inside one interval that :meth:`meet` asked for.
+
+        :param stored: all rows there, sorted.
+        :param states: their states.
+        """
+        all_times = open_times_ms(self.table)
+        first, last = np.searchsorted(all_times, [span.start, span.end])
+        part, times = self.table.slice(int(first), int(last - first)), all_times[first:last]
+        stored_times = open_times_ms(stored)
+        at = np.searchsorted(stored_times, times)
+        there = np.zeros(len(times), np.bool_)
+        inside = at < len(stored_times)
+        there[inside] = stored_times[at[inside]] == times[inside]
+        same = np.zeros(len(times), np.bool_)
+        same[there] = _equal_rows(part.filter(pa.array(there)), stored.take(pa.array(at[there])))
+        differs = there & ~same
+        finality = np.zeros(len(times), np.int64)
+        finality[there] = states[at[there]]
+        outranked = differs & (finality > int(self.state))
+        corrects = differs & ~outranked
+
+        new, corrected = part.filter(pa.array(~there)), part.filter(pa.array(corrects))
+        self.fresh += [new] if new.num_rows else []
+        self.corrections += [corrected] if corrected.num_rows else []
+        self.unchanged += int(same.sum())
+        self.outranked += int(outranked.sum())
+        before = self._sums(stored.take(pa.array(at[corrects])))
+        for chunk_start, digest in self._sums(pa.concat_tables([new, corrected])).items():
+            chunk = self._touched(chunk_start)
+            chunk.digest = chunk.digest + digest - before.get(chunk_start, Digest())
+            chunk.revision = None
+        raises = same & (finality < int(self.state))
+        if self.state < CandleState.VERIFIED:
+            self._count_unverified(times[~there | corrects], 1)
+        self._count_unverified(times[corrects & (finality < CandleState.VERIFIED)], -1)
+        self._count_unverified(times[raises], -1)
+        if raises.any():
+            self._raise(times[raises])
+
+    def written(self) -> Written:
+        """What the batch changed."""
+        return Written(
+            inserted=sum(one.num_rows for one in self.fresh),
+            corrected=sum(one.num_rows for one in self.corrections),
+            unchanged=self.unchanged,
+            outranked=self.outranked,
+            refusals=self.refusals,
+        )
+
+    @property
+    def changed(self) -> Interval | None:
+        """From the first to the end of the last candle that a reader will see differently; None for none."""
+        times = [open_times_ms(one)[[0, -1]] for one in (*self.fresh, *self.corrections)]
+        if not times:
+            return None
+        return Interval(int(min(one[0] for one in times)), self.timeframe.next(int(max(one[1] for one in times))))
+
+    def _raise(self, times: Int64s) -> None:
+        self.raised += IntervalSet.of_candles(times, self.timeframe)
+
+    def _touched(self, chunk_start: int) -> StoredChunk:
+        return self.chunks.setdefault(chunk_start, self._met[chunk_start])
+
+    def _sums(self, table: pa.Table) -> dict[int, Digest]:
+        """Digests of any rows by their chunks."""
+        if not table.num_rows:
+            return {}
+        table = by_open_time(table)
+        chunks = chunk_starts(open_times_ms(table), self.timeframe)
+        starts = np.flatnonzero(np.concatenate(([True], chunks[1:] != chunks[:-1])))
+        return dict(zip(chunks[starts].tolist(), group_digests(table, starts), strict=True))
+
+    def _count_unverified(self, times: Int64s, each: int) -> None:
+        chunks, counts = np.unique(chunk_starts(times, self.timeframe), return_counts=True)
+        for chunk_start, count in zip(chunks.tolist(), counts.tolist(), strict=True):
+            self._touched(chunk_start).unverified += each * count
+
+
+def _longest_chunk(timeframe: Timeframe) -> int:
+    """Milliseconds from the start of a chunk to the start of the next, at most."""
+    if timeframe.seconds < 3600:
+        return DAY_MS
+    return _LONGEST_MS if timeframe.milliseconds >= DAY_MS else 31 * DAY_MS
+
+
+def _common_origin(table: pa.Table, timeframe: Timeframe) -> int:
+    """Where the three-day candles of a series that nothing is known of count from: where most of them open."""
+    times = open_times_ms(table)
+    days = times[times % DAY_MS == 0] // DAY_MS % 3
+    if timeframe.name != "3d" or not len(days):
+        return DEFAULT_ORIGIN_MS
+    return int(np.bincount(days).argmax()) * DAY_MS
+
+
+def _equal_rows(ours: pa.Table, theirs: pa.Table) -> Bools:
+    """Row by row equality over all columns, nulls equal to nulls.
+
+    The hash of a row takes all its columns; two different rows with equal 128-bit hashes do not happen by chance.
+    """
+    a, b = row_hashes(ours), row_hashes(theirs)
+    equal: Bools = (a[0] == b[0]) & (a[1] == b[1])
+    return equal
