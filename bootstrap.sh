@@ -33,4 +33,4 @@ fi
 
 "$venv/bin/python" -m pip install --quiet --disable-pip-version-check "$uv"
 # --inexact leaves uv itself where it is; --frozen takes the versions of uv.lock as they are.
-UV_PROJECT_ENVIRONMENT=$venv "$venv/bin/uv" sync --quiet --frozen --inexact
+UV_PROJECT_ENVIRONMENT=$venv "$venv/bin/uv" sync --quiet --frozen --inexact --extra postgres

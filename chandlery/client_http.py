@@ -20,6 +20,7 @@ from market.errors import (
     Retryable,
     SchemaTooNew,
     StoreBusy,
+    StoreUnavailable,
     StoreUnusable,
     Terminal,
 )
@@ -29,6 +30,7 @@ MOST_ROWS = 1_000_000
 _PROBLEM = "application/problem+json"
 _ERRORS: dict[str, type[ChandleryError]] = {
     "store-busy": StoreBusy,
+    "store-unavailable": StoreUnavailable,
     "exchange-unavailable": ExchangeUnavailable,
     "exchange-refused": ExchangeRefused,
     "schema-too-new": SchemaTooNew,

@@ -8,7 +8,8 @@
       + Retryable                the same call may succeed later
       |   - ExchangeUnavailable  no answer, 5xx, half a body, not JSON
       |   - RateLimited          429/418: wait `retry_after` seconds first
-      |   - StoreBusy            another process holds the lock
+      |   - StoreBusy            another process holds the lock, or every connection is in use
+      |   - StoreUnavailable     the database does not answer
       + Terminal                 the same call will fail again until someone acts
       |   - ExchangeRefused      the exchange understood and said no
       |   - StoreUnusable        read-only, full, corrupt or not ours
@@ -78,7 +79,11 @@ class RateLimited(Retryable):
 
 
 class StoreBusy(Retryable):
-    """Another process holds the database or a lock of this home for longer than we wait."""
+    """Another process holds the database or a lock, or every connection is in use, for longer than we wait."""
+
+
+class StoreUnavailable(Retryable):
+    """The database does not answer: the server or the way to it is down. Writing the same again later is safe."""
 
 
 class Terminal(ChandleryError):

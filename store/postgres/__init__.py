@@ -1,0 +1,1 @@
+"""The memory in PostgreSQL, with TimescaleDB where the server has it."""
