@@ -1,9 +1,9 @@
-"""Fixtures shared by all tests: recorded exchange data, a clock that only moves when told."""
+"""Fixtures shared by all tests: recorded exchange data, a clock that only moves when told, private servers."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,8 @@ from hypothesis import settings
 
 from market.candle import candles
 from market.timeframe import TIMEFRAMES
+from tests.support import servers
+from tests.support.postgres_server import PrivatePostgres
 
 # A busy machine is no failure: properties are judged by what they find, not by how long they take.
 settings.register_profile("chandlery", deadline=None)
@@ -79,6 +81,27 @@ def recorded_candles(recorded: Path) -> Callable[[str, str], pa.Table]:
         return loaded[name, timeframe]
 
     return load
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PrivatePostgres]:
+    """A running PostgreSQL of this test run's own, for all its tests; skips, loudly, where there can be none."""
+    server = servers.postgres()
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="session")
+def timescaledb(postgres: PrivatePostgres) -> PrivatePostgres:
+    """The same server, where it offers the TimescaleDB extension; skips, loudly, where it does not."""
+    return servers.timescaledb()
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say at the end which servers were missing, so that nobody takes a run without them for a whole one."""
+    skipped = terminalreporter.stats.get("skipped", [])
+    for line in servers.not_run(str(report.longrepr[2]) for report in skipped):
+        terminalreporter.write_line(line, red=True, bold=True)
 
 
 def load_recorded(path: Path, timeframe: str) -> pa.Table:

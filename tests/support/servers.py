@@ -1,0 +1,55 @@
+"""The servers that a test run shares: one PostgreSQL, started when a test first needs it, gone with the run."""
+
+from __future__ import annotations
+
+import atexit
+import functools
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable
+
+import pytest
+
+from tests.support.postgres_programs import NotInstalled
+from tests.support.postgres_server import PrivatePostgres
+
+#: Stands in every reason for a skip that the summary of a test run repeats.
+NOT_RUN = "tests were not run: "
+
+
+@functools.cache
+def _shared() -> PrivatePostgres:
+    server = PrivatePostgres()
+    atexit.register(server.close)
+    return server
+
+
+def postgres() -> PrivatePostgres:
+    """The running server of this test run; skips the test, loudly, where there can be none.
+
+    Do not stop, kill or reconfigure it: tests that do so start a PrivatePostgres of their own.
+    """
+    server = _shared()
+    try:
+        server.start()
+    except NotInstalled as error:
+        pytest.skip(f"PostgreSQL {NOT_RUN}{error}")
+    return server
+
+
+def timescaledb() -> PrivatePostgres:
+    """The same server, where it offers TimescaleDB; else skips the test, loudly."""
+    server = postgres()
+    if not server.offers_timescaledb:
+        pytest.skip(f"TimescaleDB {NOT_RUN}the server in {server.programs.folder} does not offer the extension")
+    return server
+
+
+def database_from(template: str, make: Callable[[str], Awaitable[object] | object]) -> str:
+    """A new database of the shared server, copied from what `make` made at the URL it was given; its name."""
+    return postgres().database_from(template, make)
+
+
+def not_run(reasons: Iterable[str]) -> list[str]:
+    """One line for each kind of server whose tests were skipped, given all reasons for skips of a run."""
+    counts = Counter(reason.removeprefix("Skipped: ") for reason in reasons if NOT_RUN in reason)
+    return [f"{reason} ({count} tests)" for reason, count in sorted(counts.items())]
