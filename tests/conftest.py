@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -97,10 +97,12 @@ def timescaledb(postgres: PrivatePostgres) -> PrivatePostgres:
     return servers.timescaledb()
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say at the end which servers were missing, so that nobody takes a run without them for a whole one."""
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> Generator[None, None, None]:
+    """Say last of all which servers were missing, so that nobody takes a run without them for a whole one."""
+    yield
     skipped = terminalreporter.stats.get("skipped", [])
-    for line in servers.not_run(str(report.longrepr[2]) for report in skipped):
+    for line in servers.not_run(report.longrepr[2] for report in skipped if isinstance(report.longrepr, tuple)):
         terminalreporter.write_line(line, red=True, bold=True)
 
 

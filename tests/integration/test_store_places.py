@@ -6,8 +6,6 @@ import contextlib
 import os
 import resource
 import sqlite3
-import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ from store.batch import Written
 from store.sqlite import schema
 from store.sqlite.store import DATABASE_NAME, SqliteStore
 from tests.support.made_candles import BTC, START, absence, at, batch, made
+from tests.support.places import mounted
 from tests.support.proof import prove
 
 WHOLE = (START, at(100_000))
@@ -36,22 +35,6 @@ async def filled(path: Path, clock: Any, count: int = 3000) -> None:
 
 def files(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
-
-
-@contextlib.contextmanager
-def mounted(folder: Path, *options: str) -> Iterator[Path]:
-    """Another file system at `folder`; skips the test where mounting is not allowed."""
-    folder.mkdir(exist_ok=True)
-    if os.geteuid() != 0:
-        pytest.skip("mounting needs root")
-    ran = subprocess.run(["mount", *options, str(folder)], capture_output=True, text=True, check=False)
-    if ran.returncode:
-        pytest.skip(f"mounting is not allowed here: {ran.stderr.strip()}")
-    try:
-        yield folder
-    finally:
-        # Lazy: what a failed test still holds open must not keep the mount. A remount leaves with the first mount.
-        subprocess.run(["umount", "--lazy", str(folder)], check=False, stderr=subprocess.DEVNULL)
 
 
 @pytest.mark.parametrize("read_only", [False, True])

@@ -68,7 +68,7 @@ def postgres_programs() -> PostgresPrograms:
     :raises NotInstalled: there is none, and it cannot be installed from here.
     """
     found = list(_installed())
-    if not found:
+    if not found and CHOSEN not in os.environ:
         install(POSTGRES_PACKAGE)
         found = list(_installed())
     if not found:
@@ -84,8 +84,8 @@ def postgres_programs() -> PostgresPrograms:
 
 
 def _installed() -> Iterator[PostgresPrograms]:
-    if chosen := os.environ.get(CHOSEN):
-        folders = [Path(chosen)]
+    if CHOSEN in os.environ:
+        folders = [Path(os.environ[CHOSEN])]
     else:
         on_path = shutil.which("postgres")
         folders = [Path(on_path).resolve().parent] if on_path else []

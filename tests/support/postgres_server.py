@@ -13,7 +13,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from tests.support.postgres_programs import PostgresPrograms, postgres_programs
-from tests.support.server_process import DEADLINE, ServerProcess, descendants, is_alive, run, until
+from tests.support.server_process import DEADLINE, ServerProcess, children, is_alive, run, until
 
 #: The superuser that tests connect as. The password shows who does not quote it in a URL.
 USER, PASSWORD = "chandlery", "s3cret/with@signs"
@@ -29,6 +29,8 @@ SETTINGS: dict[str, object] = {
     "hot_standby": "on",
     "max_wal_senders": 10,
     "wal_keep_size": "256MB",
+    # A replica looks for a primary that came back as soon as that.
+    "wal_retrieve_retry_interval": "100ms",
     "timezone": TIME_ZONE,
     "log_timezone": "UTC",
     "log_line_prefix": "%m [%p] %d ",
@@ -46,31 +48,12 @@ TIMESCALEDB: dict[str, object] = {
 }
 
 
-class PostgresServer(ServerProcess):
-    """What a primary and a replica have in common."""
-
-    NAME = "PostgreSQL"
-    PID_FILE = "data/postmaster.pid"
-    STOP = signal.SIGINT  # fast: clients are disconnected
-    STOP_NOW = signal.SIGQUIT
-
-    def __init__(self, settings: Mapping[str, object]) -> None:
-        super().__init__()
-        self._settings = dict(settings)
+class PostgresAddress(ServerProcess):
+    """What speaks PostgreSQL's protocol on a port: a server, or a pooler in front of one."""
 
     @property
     def programs(self) -> PostgresPrograms:
         return postgres_programs()
-
-    @property
-    def offers_timescaledb(self) -> bool:
-        """Whether ``CREATE EXTENSION timescaledb`` works here."""
-        return self.programs.offers_timescaledb
-
-    @property
-    def data(self) -> Path:
-        """The server's data folder."""
-        return self.folder / "data"
 
     def url(self, database: str, user: str | None = None, password: str | None = None) -> str:
         """The address of a database, as the tests' superuser or as another user (no password unless given)."""
@@ -85,7 +68,44 @@ class PostgresServer(ServerProcess):
         :raises ServerFailed: with the server's message.
         """
         options = ["--no-psqlrc", "--quiet", "--no-align", "--tuples-only", "--set=ON_ERROR_STOP=1", "--file=-"]
-        return run([self.programs / "psql", *options], text, variables=self._connection(database)).strip()
+        return run([self.programs / "psql", *options], text, variables=self.connection(database)).strip()
+
+    def connection(self, database: str) -> dict[str, str]:
+        """The variables by which PostgreSQL's programs find and enter a database here."""
+        return {
+            "PGHOST": "127.0.0.1",
+            "PGPORT": str(self.port),
+            "PGUSER": USER,
+            "PGPASSWORD": PASSWORD,
+            "PGDATABASE": database,
+            "PGCONNECT_TIMEOUT": str(int(DEADLINE)),
+        }
+
+    def _find(self) -> None:
+        postgres_programs()
+
+
+class PostgresServer(PostgresAddress):
+    """What a primary and a replica have in common."""
+
+    NAME = "PostgreSQL"
+    PID_FILE = "data/postmaster.pid"
+    STOP = signal.SIGINT  # fast: clients are disconnected
+    STOP_NOW = signal.SIGQUIT
+
+    def __init__(self, settings: Mapping[str, object]) -> None:
+        super().__init__()
+        self._settings = dict(settings)
+
+    @property
+    def offers_timescaledb(self) -> bool:
+        """Whether ``CREATE EXTENSION timescaledb`` works here."""
+        return self.programs.offers_timescaledb
+
+    @property
+    def data(self) -> Path:
+        """The server's data folder."""
+        return self.folder / "data"
 
     def reload(self, setting: str, value: object | None) -> None:
         """Change a setting of the whole server without a restart; None takes the change back.
@@ -107,24 +127,11 @@ class PostgresServer(ServerProcess):
         if self.running:
             # Stopped first, so that it starts no process that we do not see.
             os.kill(self._process.pid, signal.SIGSTOP)
-            orphans = descendants(self._process.pid)
+            orphans = children(self._process.pid)
             for pid in orphans:
                 os.kill(pid, signal.SIGKILL)
         super().kill()
         until(lambda: not any(is_alive(pid) for pid in orphans), "the killed processes are gone")
-
-    def _connection(self, database: str) -> dict[str, str]:
-        return {
-            "PGHOST": "127.0.0.1",
-            "PGPORT": str(self.port),
-            "PGUSER": USER,
-            "PGPASSWORD": PASSWORD,
-            "PGDATABASE": database,
-            "PGCONNECT_TIMEOUT": str(int(DEADLINE)),
-        }
-
-    def _find(self) -> None:
-        postgres_programs()
 
     def _configure(self) -> None:
         settings = SETTINGS | (TIMESCALEDB if self.offers_timescaledb else {}) | self._settings
@@ -204,9 +211,13 @@ class PrivatePostgres(PostgresServer):
         options = ["--auth=scram-sha-256", f"--username={USER}", f"--pwfile={password}", "--encoding=UTF8"]
         # An order of words that is not the order of bytes, so that who relies on the one or the other shows.
         language = ["--locale-provider=icu", "--icu-locale=en-US"] if self.programs.offers_icu else []
-        command = [self.programs / "initdb", "--no-sync", "--locale=C", *options, *language, "-D", self.data]
-        run([str(one) for one in command], as_server=True)
+        command: list[str | Path] = [self.programs / "initdb", "--no-sync", "--locale=C", *options, *language]
+        run([*command, *self._places()], as_server=True)
         password.unlink()
+
+    def _places(self) -> Sequence[str | Path]:
+        """The options of initdb that say where the files lie."""
+        return ["-D", self.data]
 
 
 class StreamingReplica(PostgresServer):
@@ -240,8 +251,11 @@ class StreamingReplica(PostgresServer):
             "--no-sync",
             "--no-password",
         ]
-        command = [self.programs / "pg_basebackup", *options, "-D", self.data]
-        run([str(one) for one in command], as_server=True, variables=self._primary._connection(MAINTENANCE))
+        run(
+            [self.programs / "pg_basebackup", *options, "-D", self.data],
+            as_server=True,
+            variables=self._primary.connection(MAINTENANCE),
+        )
 
 
 def _text(value: object) -> str:

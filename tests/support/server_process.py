@@ -210,9 +210,9 @@ class ServerProcess:
             )
         try:
             until(lambda: not self.running or self._ready(), f"{self.NAME} answers")
-        except BaseException:
+        except ServerFailed:
             self.kill()
-            raise
+            raise self.failed("does not answer") from None
         if not self.running:
             raise self.failed("did not start")
 
@@ -300,7 +300,7 @@ def _group() -> int | None:
     return None if user is None else pwd.getpwnam(user).pw_gid
 
 
-def descendants(pid: int) -> list[int]:
+def children(pid: int) -> list[int]:
     """The processes whose parent is `pid`."""
     if not Path("/proc/self/stat").exists():
         lines = run(["ps", "-A", "-o", "pid=,ppid="]).splitlines()

@@ -52,4 +52,4 @@ def database_from(template: str, make: Callable[[str], Awaitable[object] | objec
 def not_run(reasons: Iterable[str]) -> list[str]:
     """One line for each kind of server whose tests were skipped, given all reasons for skips of a run."""
     counts = Counter(reason.removeprefix("Skipped: ") for reason in reasons if NOT_RUN in reason)
-    return [f"{reason} ({count} tests)" for reason, count in sorted(counts.items())]
+    return [f"{reason} (tests: {count})" for reason, count in sorted(counts.items())]
