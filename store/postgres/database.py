@@ -1,33 +1,52 @@
-"""The connections of one PostgreSQL database: one transaction per call, errors in our words."""
+"""A PostgreSQL database: writes to its primary, reads from whoever can answer, one transaction per call."""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+import itertools
+import random
+import socket
+from collections.abc import AsyncIterator, Iterable, Sequence
 from typing import TypeVar
 
 import asyncpg
+import structlog
 
-from market.errors import StoreUnusable
+from market.errors import BadInput, Retryable, StoreBusy, StoreUnavailable, StoreUnusable
 from store.postgres.address import DatabaseUrl
-from store.postgres.errors import translated
-from store.postgres.pool import Connection, Pool, PoolRules, ServerFacts, connect, facts
+from store.postgres.connection import PoolRules, connect
+from store.postgres.errors import CONFLICTS, translated
+from store.postgres.replicas import Replicas
+from store.postgres.server import Server, Work
 
 _T = TypeVar("_T")
-Work = Callable[[Connection], Awaitable[_T]]
+
+#: How often work is done that others' transactions undo.
+_TRIES = 5
+#: Seconds to wait before the second try at most; doubled for each further one.
+_FIRST_WAIT = 0.02
+
+log = structlog.get_logger(__name__)
 
 
 class Database:
-    """One database. Open with :meth:`opened`; each call is one transaction."""
+    """One database. Open with :meth:`opened`; each call is one transaction, and may be made by many tasks at once.
 
-    def __init__(self, url: DatabaseUrl, rules: PoolRules, *, read_only: bool) -> None:
-        self.url = url
+    `work` is called with a connection and may be called again with another, when a server was lost or others undid
+    its transaction: it must do nothing but ask this connection and compute. timestamptz values are int, epoch
+    milliseconds, both ways; times beyond PostgreSQL's range are its infinity, which comes back as +-2**62.
+    """
+
+    def __init__(self, primary: Server, replicas: Sequence[Server], *, read_only: bool) -> None:
+        self.url = primary.url
         #: For people: the URL without its password.
-        self.location = url.shown
+        self.location = primary.url.shown
         self.read_only = read_only
-        self._rules = rules
-        self._facts: ServerFacts | None = None
-        self._pool = Pool(self._connect, rules)
+        #: Where writes go; then where reads may go.
+        self.primary = primary
+        self.replicas = replicas
+        self._readers = Replicas(primary, replicas)
 
     @classmethod
     @contextlib.asynccontextmanager
@@ -41,66 +60,118 @@ class Database:
     ) -> AsyncIterator[Database]:
         """Connect, and close everything at the end.
 
+        A replica that does not answer is used as soon as it does. The primary must answer, unless a replica does.
+
         :raises BadInput: naming the URL's setting where the server refuses what it says.
-        :raises StoreUnavailable: the server does not answer.
+        :raises StoreUnavailable: nobody answers.
+        :raises StoreUnusable: the server is a standby, and not `read_only`.
         """
-        database = cls(url, rules, read_only=read_only)
-        with translated(url, opening=True):
-            connection = await database._pool.take(url.shown)
-        database._pool.put(connection, sound=True)
-        try:
+        async with contextlib.AsyncExitStack() as stack:
+            servers = [Server(one, rules, connect) for one in (url, *replicas)]
+            for server in servers:
+                stack.push_async_callback(server.close)
+            database = cls(servers[0], servers[1:], read_only=read_only)
+            await database._open()
+            await stack.enter_async_context(database._readers.watched())
             yield database
-        finally:
-            await database._pool.close()
 
     async def write(self, work: Work[_T]) -> _T:
-        """Run `work` in one transaction on the primary; committed and durable when this returns.
+        """Run `work` in one READ COMMITTED transaction on the primary; committed and durable when this returns.
 
-        :raises StoreUnusable: opened for reading only, disk full, read-only server, missing right.
-        :raises StoreBusy: no free connection, a lock or a statement that took too long.
+        :raises StoreUnusable: opened for reading only; the server is full or read-only; a right is missing.
+        :raises StoreBusy: no free connection; a lock or a statement took too long; others undid it again and again.
+        :raises StoreUnavailable: the primary does not answer; the message says where the outcome is not known.
         """
         if self.read_only:
             raise StoreUnusable(f"{self.location} was opened for reading only")
-        return await self._transaction(self._rules.begin_write, work)
+        with translated(self.url):
+            done = await self._written(work)
+        await self._readers.wrote()
+        return done
 
     async def read(self, work: Work[_T]) -> _T:
-        """Run `work` in one transaction that sees one snapshot."""
-        return await self._transaction(self._rules.begin_read, work)
+        """Run `work` in one REPEATABLE READ, READ ONLY transaction: one snapshot, with this process's writes in it.
+
+        :raises StoreUnavailable: neither the primary nor any replica answers.
+        """
+        failed: Exception | None = None
+        async for server in self._readers.in_order():
+            try:
+                with translated(server.url):
+                    return await server.transaction(server.rules.begin_read, work)
+            except (Retryable, StoreUnusable) as error:
+                # The primary has the last word; a statement that takes too long does so everywhere.
+                too_long = isinstance(error.__cause__, asyncpg.QueryCanceledError)
+                if too_long or (server is self.primary and not isinstance(error, StoreUnavailable)):
+                    raise
+                if failed is None or server is self.primary:
+                    failed = error
+        if failed is None:
+            failed = StoreUnavailable(f"{self.location} does not answer; check that the server runs, try again")
+        raise failed
 
     async def outside(self, work: Work[_T]) -> _T:
-        """Run `work` on a connection of its own, without a transaction and without a time limit."""
-        with translated(self.url):
-            connection = await connect(self.url, self._rules, cached=0, limited=False)
-            try:
-                return await work(connection)
-            finally:
-                connection.terminate()
+        """Run `work` on a new connection to the primary, without a transaction and without a statement time-out.
 
-    async def _transaction(self, begin: str, work: Work[_T]) -> _T:
+        For what cannot run inside a transaction. Behind a pooler, statements with arguments belong into
+        :meth:`write`: each statement may reach another session.
+        """
         with translated(self.url):
-            connection = await self._pool.take(self.location)
-            sound = False
+            return await self.primary.outside(work)
+
+    async def _written(self, work: Work[_T]) -> _T:
+        for tried in range(1, _TRIES + 1):
             try:
-                await connection.execute(begin)
-                try:
-                    done = await work(connection)
-                except asyncpg.PostgresError:
-                    await connection.execute("ROLLBACK")
-                    sound = True
+                return await self.primary.transaction(self._begin, work)
+            except CONFLICTS:
+                if tried == _TRIES:
                     raise
-                await connection.execute("COMMIT")
-                sound = True
-                return done
-            finally:
-                self._pool.put(connection, sound=sound)
+                # Those who met would meet again if they waited equally long.
+                await asyncio.sleep(random.uniform(0, _FIRST_WAIT * 2**tried))
+        raise AssertionError("the last try returns or raises")
 
-    async def _connect(self) -> Connection:
-        if self._facts is None:
-            # Without prepared statements first: a pooler would mix them up.
-            connection = await connect(self.url, self._rules, cached=0)
-            self._facts = await facts(connection)
-            if self._facts.pooled or not self._rules.cached_statements:
-                return connection
-            connection.terminate()
-        cached = 0 if self._facts.pooled else self._rules.cached_statements
-        return await connect(self.url, self._rules, cached=cached)
+    @property
+    def _begin(self) -> str:
+        rules, facts = self.primary.rules, self.primary.facts
+        return rules.begin_durable if facts is not None and facts.forgetful else rules.begin_write
+
+    async def _open(self) -> None:
+        async with asyncio.TaskGroup() as group:
+            opening = [group.create_task(_opened(one)) for one in (self.primary, *self.replicas)]
+        failed = [one.result() for one in opening]
+        for error, server in zip(failed[1:], self.replicas, strict=True):
+            if isinstance(error, BadInput) and not isinstance(error.__cause__, socket.gaierror):
+                raise error
+            if error is not None:
+                log.warning("a replica is not there", database=server.url.shown, error=str(error))
+        if failed[0] is not None and (
+            not isinstance(failed[0], StoreUnavailable | StoreBusy) or None not in failed[1:]
+        ):
+            raise failed[0]
+        facts = self.primary.facts
+        if facts is not None and facts.standby and not self.read_only:
+            raise StoreUnusable(
+                f"{self.location} is a standby and takes no writes; {self.url.setting} must name the primary"
+            )
+        if self.replicas and failed[0] is None:
+            await self._check_replicas(error is None for error in failed[1:])
+
+    async def _check_replicas(self, there: Iterable[bool]) -> None:
+        """Positions in the log of another server mean nothing, and its data are not ours."""
+        with translated(self.url):
+            ours = await self.primary.cluster()
+        for server in itertools.compress(self.replicas, there):
+            with translated(server.url):
+                theirs = await server.cluster()
+            if None not in (ours, theirs) and ours != theirs:
+                raise server.url.refused(f"a replica of {self.location}; this is another server")
+
+
+async def _opened(server: Server) -> Exception | None:
+    """What went wrong, if anything did: one server must not end the opening of another."""
+    try:
+        with translated(server.url, opening=True):
+            await server.open(server.rules.least)
+    except (BadInput, Retryable, StoreUnusable) as error:
+        return error
+    return None
