@@ -84,9 +84,12 @@ def recorded_candles(recorded: Path) -> Callable[[str, str], pa.Table]:
 
 
 @pytest.fixture(scope="session")
-def postgres() -> Iterator[PrivatePostgres]:
+def postgres(request: pytest.FixtureRequest) -> Iterator[PrivatePostgres]:
     """A running PostgreSQL of this test run's own, for all its tests; skips, loudly, where there can be none."""
-    server = servers.postgres()
+    capture = request.config.pluginmanager.getplugin("capturemanager")
+    # It may have to be installed first, which takes a while and says so.
+    with capture.global_and_fixture_disabled():
+        server = servers.postgres()
     yield server
     server.close()
 

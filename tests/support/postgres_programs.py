@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from tests.support.server_process import run, server_user
+from tests.support.server_process import NotInstalled, run, server_user
 
 #: Folder with the programs of the PostgreSQL to test with, in place of the one that is found.
 CHOSEN = "CHANDLERY_TEST_POSTGRES"
@@ -22,10 +22,6 @@ PLACES = ("/usr/lib/postgresql/*/bin", "/usr/pgsql-*/bin", "/opt/homebrew/opt/po
 SYSTEM_PATH = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/usr/local/sbin"])
 #: Packages of Debian and its kin.
 POSTGRES_PACKAGE, PGBOUNCER_PACKAGE = "postgresql", "pgbouncer"
-
-
-class NotInstalled(Exception):
-    """A program is missing and cannot be installed from here; the message says what to install."""
 
 
 class PostgresPrograms:

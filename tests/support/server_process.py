@@ -16,8 +16,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+import pytest
+
 #: Seconds a server may take for anything before the test fails.
 DEADLINE = 60.0
+#: Stands in every reason for a skip that the end of a test run repeats.
+NOT_RUN = "tests were not run: "
 #: Seconds between two looks at a condition.
 INTERVAL = 0.01
 #: Below the ports that Linux gives to outgoing connections, so that a server that was killed finds its port free.
@@ -27,15 +31,19 @@ PORTS = range(15_000, 32_000)
 # running and is stopped here. $1 folder, $2 file with the process id, $3 signal, $4 a mount in the folder.
 _KEEPER = """
 read -r word
-pid=$(sed -n 1p "$2"); memory=$(sed -n 7p "$2" | tr -s ' ' | cut -d' ' -f2)
+pid=$(sed -n 1p "$2"); memory=$(sed -n '7s/.* //p' "$2")
 if [ "$word" != stopped ] && [ -n "$pid" ]; then
     kill -"$3" "$pid"; looks=0
-    while kill -0 "$pid" && [ $looks -lt 200 ]; do sleep 0.05; looks=$((looks + 1)); done
+    while kill -0 "$pid" && [ -e "$2" ] && [ $looks -lt 200 ]; do sleep 0.05; looks=$((looks + 1)); done
 fi
 if [ -n "$memory" ]; then ipcrm -m "$memory"; fi
 if [ -n "$4" ]; then umount -l "$4"; fi
 rm -rf "$1"
 """
+
+
+class NotInstalled(Exception):
+    """A program is missing and cannot be installed from here; the message says what to install."""
 
 
 class ServerFailed(Exception):
@@ -123,7 +131,7 @@ class ServerProcess:
     # What a subclass fills in.
 
     def _find(self) -> None:
-        """Find the programs, before anything is made; may install them."""
+        """Find the programs, before anything is made; may install them, or raise NotInstalled."""
 
     def _prepare(self) -> None:
         """Make what the server needs in its new folder."""
@@ -166,13 +174,19 @@ class ServerProcess:
         return self._process is not None and self._process.poll() is None
 
     def start(self) -> None:
-        """Start and wait until it answers; the first time, make its folder and choose its port."""
+        """Start and wait until it answers; the first time, make its folder and choose its port.
+
+        Skips the test, loudly, where the server's programs are missing and cannot be installed.
+        """
         if self.running:
             return
         if self._home is not None:
             self._launch()
             return
-        self._find()
+        try:
+            self._find()
+        except NotInstalled as error:
+            pytest.skip(f"{self.NAME} {NOT_RUN}{error}")
         self._home = ServerFolder(self.NAME.lower(), self.PID_FILE, self.STOP_NOW.name[3:], self._mount())
         try:
             self._prepare()

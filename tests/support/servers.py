@@ -9,11 +9,8 @@ from collections.abc import Awaitable, Callable, Iterable
 
 import pytest
 
-from tests.support.postgres_programs import NotInstalled
 from tests.support.postgres_server import PrivatePostgres
-
-#: Stands in every reason for a skip that the summary of a test run repeats.
-NOT_RUN = "tests were not run: "
+from tests.support.server_process import NOT_RUN
 
 
 @functools.cache
@@ -29,10 +26,7 @@ def postgres() -> PrivatePostgres:
     Do not stop, kill or reconfigure it: tests that do so start a PrivatePostgres of their own.
     """
     server = _shared()
-    try:
-        server.start()
-    except NotInstalled as error:
-        pytest.skip(f"PostgreSQL {NOT_RUN}{error}")
+    server.start()
     return server
 
 
