@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from typing import Any
 from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlsplit
 
 from market.errors import BadInput
@@ -12,15 +13,22 @@ from market.errors import BadInput
 SSL_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
 _OPTIONS = ("host", "sslmode", "sslrootcert", "sslcert", "sslkey", "application_name")
 _ACCEPTED = "postgresql://user:password@host:5432/database"
+_ENCODED = "with # / ? @ : and spaces in names and passwords percent-encoded (# as %23)"
 _PORT = 5432
+#: Google Cloud SQL, through Google's connector: no host, but the name of an instance.
+_CLOUD_SQL = "postgresql+cloudsql"
+_CLOUD_OPTIONS = ("instance", "iam", "ip", "application_name")
+_CLOUD_ACCEPTED = "postgresql+cloudsql://user@/database?instance=project:region:name&iam=true"
+#: Which of the instance's addresses to use.
+_CLOUD_ADDRESSES = ("public", "private", "psc")
 
 
 @dataclass(frozen=True, kw_only=True)
 class DatabaseUrl:
     """One PostgreSQL database and who asks. Neither ``repr`` nor :attr:`shown` has the password."""
 
-    #: Name or address of the server, or the folder of its Unix socket (starts with ``/``).
-    host: str
+    #: Name or address of the server, or the folder of its Unix socket (starts with ``/``); empty for `instance`.
+    host: str = ""
     port: int = _PORT
     #: None: the driver takes PGUSER or the name of the operating system's user.
     user: str | None = None
@@ -32,6 +40,12 @@ class DatabaseUrl:
     sslrootcert: str | None = None
     sslcert: str | None = None
     sslkey: str | None = None
+    #: A Cloud SQL instance, ``project:region:name``.
+    instance: str | None = None
+    #: Log in to it as the Google account we run as, without a password.
+    iam: bool = False
+    #: ``public``, ``private`` or ``psc``: which of its addresses to use.
+    ip: str = "public"
     #: What the server's lists of sessions call us.
     application_name: str = "chandlery"
     #: The setting this came from, which errors name.
@@ -41,7 +55,9 @@ class DatabaseUrl:
     def parse(cls, text: str, setting: str = "database_url") -> DatabaseUrl:
         """A URL such as ``postgresql://user:password@host:5432/database?sslmode=require``.
 
-        User, password and database are percent-decoded. A socket is given as ``?host=/run/postgresql``.
+        User, password and database are percent-decoded. A socket is given as ``?host=/run/postgresql``. An instance
+        of Google Cloud SQL is ``postgresql+cloudsql://user@/database?instance=project:region:name``, with
+        ``&iam=true`` to log in as the Google account we run as, and ``&ip=private`` or ``psc`` for another address.
 
         :raises BadInput: naming `setting` and showing the URL without its password.
         """
@@ -49,35 +65,34 @@ class DatabaseUrl:
             parts = urlsplit(text)
             port = parts.port
         except ValueError:
-            raise _refused(text, setting, f"{_ACCEPTED} with a port from 1 to 65535") from None
-        if parts.scheme not in ("postgresql", "postgres"):
+            raise _refused(text, setting, f"{_ACCEPTED}, its port from 1 to 65535, {_ENCODED}") from None
+        if parts.scheme not in ("postgresql", "postgres", _CLOUD_SQL):
             raise _refused(text, setting, f"a URL that starts with postgresql://, such as {_ACCEPTED}")
-        if "#" in text or port == 0 or re.search(r"[\x00-\x20]|%00", text):
-            hint = "with # / ? @ : and spaces in names and passwords percent-encoded (# as %23)"
-            raise _refused(text, setting, f"{_ACCEPTED} {hint}")
-        options = _options(parts, text, setting)
-        host = _host(parts) or options.pop("host", "")
-        if not host or "," in host or "host" in options:
-            raise _refused(
-                text, setting, f"one host, as in {_ACCEPTED}, or a socket's folder as ?host=/run/postgresql"
-            )
+        odd = re.search(r"[\x00-\x20#]|%00", text) or "@" in parts.path + parts.query
+        if odd or port == 0:
+            raise _refused(text, setting, f"{_ACCEPTED}, {_ENCODED}")
+        cloud = parts.scheme == _CLOUD_SQL
+        options: dict[str, Any] = _options(parts, text, setting, _CLOUD_OPTIONS if cloud else _OPTIONS)
         database = unquote(parts.path.removeprefix("/"))
         if not database or "/" in parts.path.removeprefix("/"):
             raise _refused(text, setting, f"the name of a database after the host, as in {_ACCEPTED}")
-        return cls(
-            host=host,
-            port=port or _PORT,
-            user=unquote(parts.username) if parts.username else None,
-            password=unquote(parts.password) if parts.password else None,
-            database=database,
-            setting=setting,
-            **options,
-        )
+        account: dict[str, Any] = {
+            "user": unquote(parts.username) if parts.username else None,
+            "password": unquote(parts.password) if parts.password else None,
+        }
+        if cloud:
+            return cls(database=database, setting=setting, **account, **_instance(parts, options, text, setting))
+        host = _host(parts) or options.pop("host", "")
+        if not host or "," in host or "host" in options:
+            raise _refused(text, setting, f"one host, as in {_ACCEPTED}, or a socket as ?host=/run/postgresql")
+        return cls(host=host, port=port or _PORT, database=database, setting=setting, **account, **options)
 
     @property
     def shown(self) -> str:
         """For people and logs: ``postgresql://user@host:5432/database``."""
-        user = f"{quote(self.user)}@" if self.user else ""
+        user = f"{quote(self.user, safe='')}@" if self.user else ""
+        if self.instance:
+            return f"{_CLOUD_SQL}://{user}/{quote(self.database)}?instance={self.instance}"
         if self.host.startswith("/"):
             return f"postgresql://{user}/{quote(self.database)}?host={self.host}"
         host = f"[{self.host}]" if ":" in self.host else self.host
@@ -97,17 +112,34 @@ def _host(parts: SplitResult) -> str:
     return unquote(written) if written[:3].upper() == "%2F" else parts.hostname or ""
 
 
-def _options(parts: SplitResult, text: str, setting: str) -> dict[str, str]:
+def _options(parts: SplitResult, text: str, setting: str, known: tuple[str, ...]) -> dict[str, str]:
     options: dict[str, str] = {}
     for name, value in parse_qsl(parts.query, keep_blank_values=True):
-        if name not in _OPTIONS:
-            raise _refused(text, setting, f"no option {name[:40]!r}; the options are {', '.join(_OPTIONS)}")
+        if name not in known:
+            raise _refused(text, setting, f"no option {name[:40]!r}; the options are {', '.join(known)}")
         if not value or name in options:
             raise _refused(text, setting, f"the option {name!r} once, with a value")
         options[name] = value
     if options.get("sslmode", SSL_MODES[0]) not in SSL_MODES:
         raise _refused(text, setting, f"an sslmode out of {', '.join(SSL_MODES)}")
     return options
+
+
+def _instance(parts: SplitResult, options: dict[str, str], text: str, setting: str) -> dict[str, Any]:
+    """What the URL of a Cloud SQL instance says besides account and database."""
+    # Old projects are named domain:project, so there may be a fourth part.
+    if parts.hostname or not re.fullmatch(r"([^:]+:)?[^:]+:[^:]+:[^:]+", options.get("instance", "")):
+        raise _refused(text, setting, f"an instance of Cloud SQL and no host, as in {_CLOUD_ACCEPTED}")
+    if options.get("iam", "true") not in ("true", "false"):
+        raise _refused(text, setting, f"iam=true or iam=false, as in {_CLOUD_ACCEPTED}")
+    if options.get("ip", "public") not in _CLOUD_ADDRESSES:
+        raise _refused(text, setting, "ip=public, ip=private or ip=psc")
+    if not parts.username:
+        raise _refused(text, setting, f"a user, as in {_CLOUD_ACCEPTED}")
+    iam = options.pop("iam", "false") == "true"
+    if iam and parts.password:
+        raise _refused(text, setting, "no password with iam=true")
+    return {**options, "iam": iam}
 
 
 def masked(text: str) -> str:
@@ -125,8 +157,9 @@ def masked(text: str) -> str:
         rest = f"{rest.partition(':')[0]}:***"
     place, question, query = rest.partition("?")
     if question:
+        shown = {*_OPTIONS, *_CLOUD_OPTIONS}
         query = "&".join(
-            one if one.partition("=")[0] in _OPTIONS else f"{one.partition('=')[0]}=***" for one in query.split("&")
+            one if one.partition("=")[0] in shown else f"{one.partition('=')[0]}=***" for one in query.split("&")
         )
     return f"{scheme}://{place}{question}{query}"
 

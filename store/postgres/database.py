@@ -15,6 +15,7 @@ import structlog
 
 from market.errors import BadInput, Retryable, StoreBusy, StoreUnavailable, StoreUnusable
 from store.postgres.address import DatabaseUrl
+from store.postgres.cloud_sql import CloudSql
 from store.postgres.connection import PoolRules, connect
 from store.postgres.errors import CONFLICTS, translated
 from store.postgres.replicas import Replicas
@@ -57,19 +58,26 @@ class Database:
         *,
         replicas: Sequence[DatabaseUrl] = (),
         read_only: bool = False,
+        cloud_sql: CloudSql | None = None,
     ) -> AsyncIterator[Database]:
         """Connect, and close everything at the end.
 
         A replica that does not answer is used as soon as it does. The primary must answer, unless a replica does.
 
+        :param cloud_sql: an open connector; without it, one is opened where a URL names an instance of Cloud SQL.
         :raises BadInput: naming the URL's setting where the server refuses what it says.
         :raises StoreUnavailable: nobody answers.
         :raises StoreUnusable: the server is a standby, and not `read_only`.
         """
         async with contextlib.AsyncExitStack() as stack:
-            servers = [Server(one, rules, connect) for one in (url, *replicas)]
-            for server in servers:
+            instance = next((one for one in (url, *replicas) if one.instance), None)
+            if instance is not None and cloud_sql is None:
+                cloud_sql = await stack.enter_async_context(CloudSql.opened(instance))
+            servers = []
+            for one in (url, *replicas):
+                server = Server(one, rules, cloud_sql.connect if cloud_sql and one.instance else connect)
                 stack.push_async_callback(server.close)
+                servers.append(server)
             database = cls(servers[0], servers[1:], read_only=read_only)
             await database._open()
             await stack.enter_async_context(database._readers.watched())
