@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -118,6 +119,9 @@ async def connect(url: DatabaseUrl, rules: PoolRules, cached: int, limited: bool
     # Files of certificates can be given to the driver in a URL only; this one has nothing else in it.
     files = {"sslmode": url.sslmode, "sslrootcert": url.sslrootcert, "sslcert": url.sslcert, "sslkey": url.sslkey}
     query = urlencode({name: value for name, value in files.items() if value})
+    for path in (url.sslrootcert, url.sslcert, url.sslkey):
+        if path is not None and not os.access(path, os.R_OK):
+            raise asyncpg.ClientConfigurationError(f"the file {path} cannot be read")
     connection = await asyncpg.connect(
         f"postgresql:///?{query}" if query else None,
         host=url.host,

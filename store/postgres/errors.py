@@ -58,17 +58,19 @@ def _in_our_words(error: Exception, url: DatabaseUrl, opening: bool) -> Chandler
 def _wrong_in_url(error: Exception, url: DatabaseUrl) -> str | None:
     """What the setting should say instead; None where the setting is not at fault."""
     role = f"the role {url.user!r}" if url.user else "the role"
+    # PgBouncer tells all of its refusals as a violation of the protocol.
+    refused = str(error) if isinstance(error, asyncpg.ProtocolViolationError) else ""
     if isinstance(error, socket.gaierror) and error.errno != socket.EAI_AGAIN:
         return f"the name of a host that exists ({url.host!r} is not known)"
     if isinstance(error, ssl.SSLError):
         return f"an sslmode and sslrootcert that fit the server's certificate ({_said(error)})"
     if isinstance(error, ConnectionError) and "rejected SSL" in str(error):
         return "sslmode=prefer or disable, or a server with TLS (this one offers none)"
-    if isinstance(error, asyncpg.InvalidPasswordError):
+    if isinstance(error, asyncpg.InvalidPasswordError) or "authentication failed" in refused:
         return f"the password of {role} ({_said(error)})"
     if isinstance(error, asyncpg.InvalidAuthorizationSpecificationError):
         return f"a role that the server lets in from here, with the TLS it asks for ({_said(error)})"
-    if isinstance(error, asyncpg.InvalidCatalogNameError):
+    if isinstance(error, asyncpg.InvalidCatalogNameError) or "does not exist" in refused:
         return f"the name of a database that exists; create {url.database!r} first ({_said(error)})"
     if isinstance(error, asyncpg.ClientConfigurationError):
         return f"a URL that the driver takes ({_said(error)})"

@@ -64,6 +64,8 @@ class Server:
             async with self._connection():
                 pass
         except _FOREIGN as error:
+            # Told by whoever opens; only its return is news.
+            self._told_away = True
             self._note(error)
             raise
         await self.pool.fill(min(connections, self.rules.most) - self.pool.size)
