@@ -25,11 +25,19 @@ def queries(name: str) -> dict[str, str]:
     }
 
 
-def migrations(dialect: str) -> list[tuple[int, str, str]]:
-    """``(version, name, sql)`` of every migration of a dialect, in order."""
+def migrations(dialect: str, mode: str = "") -> list[tuple[int, str, str]]:
+    """``(version, name, sql)`` of every migration of a dialect, in order.
+
+    :param mode: ``NNNN_name.mode.sql`` runs after ``NNNN_name.sql``; files of other modes are left out.
+    """
     found = []
-    for path in (files(__name__) / "migrations" / dialect).iterdir():
-        if path.name.endswith(".sql"):
+    folder = files(__name__) / "migrations" / dialect
+    for path in folder.iterdir():
+        if path.name.endswith(".sql") and path.name.count(".") == 1:
             version, _, name = path.name.removesuffix(".sql").partition("_")
-            found.append((int(version), name, path.read_text("utf-8")))
+            text = path.read_text("utf-8")
+            beside = folder / f"{version}_{name}.{mode}.sql"
+            if mode and beside.is_file():
+                text += "\n" + beside.read_text("utf-8")
+            found.append((int(version), name, text))
     return sorted(found)

@@ -8,6 +8,7 @@ from dataclasses import replace
 from market.coverage import CoverageState, Covered
 from market.coverage import known as known_at
 from market.interval import Interval, IntervalSet
+from market.timeframe import Timeframe
 from store.batch import Absence
 
 
@@ -107,6 +108,17 @@ def clip(entries: Iterable[Covered], interval: Interval) -> list[Covered]:
         for one in entries
         if one.interval.start < interval.end and one.interval.end > interval.start
     ]
+
+
+def counts(ledger: Sequence[Covered], timeframe: Timeframe, now_ms: int) -> tuple[int, int]:
+    """Buckets between the first and the last known instant that nothing is known of, and that are known empty."""
+    hull = IntervalSet(one.interval for one in ledger).hull
+    missing = IntervalSet([hull] if hull else []) - known_at(ledger, now_ms)
+    silent = [one.interval for one in ledger if one.state is CoverageState.EMPTY]
+    return (
+        sum(timeframe.count(one.start, one.end) for one in missing),
+        sum(timeframe.count(one.start, one.end) for one in silent),
+    )
 
 
 def joined(entries: Iterable[Covered]) -> list[Covered]:

@@ -183,12 +183,19 @@ class Merge:
         )
 
     @property
-    def changed(self) -> Interval | None:
-        """From the first to the end of the last candle that a reader will see differently; None for none."""
-        times = [open_times_ms(one)[[0, -1]] for one in (*self.fresh, *self.corrections)]
-        if not times:
-            return None
-        return Interval(int(min(one[0] for one in times)), self.timeframe.next(int(max(one[1] for one in times))))
+    def changed(self) -> IntervalSet:
+        """What a reader will see differently: for each chunk at most, from its first to its last such candle."""
+        found: list[Interval] = []
+        for table in (*self.fresh, *self.corrections):
+            times = open_times_ms(table)
+            chunks = chunk_starts(times, self.timeframe)
+            starts = np.flatnonzero(np.concatenate(([True], chunks[1:] != chunks[:-1])))
+            ends = np.concatenate((starts[1:], [len(times)])) - 1
+            found += [
+                Interval(first, self.timeframe.next(last))
+                for first, last in zip(times[starts].tolist(), times[ends].tolist(), strict=True)
+            ]
+        return IntervalSet(found)
 
     def _raise(self, times: Int64s) -> None:
         self.raised += IntervalSet.of_candles(times, self.timeframe)

@@ -12,16 +12,16 @@ import pyarrow as pa
 
 from market.candle import Refusal, no_candles, open_times_ms
 from market.clock import Clock
-from market.coverage import CoverageState, Covered, known
+from market.coverage import Covered
 from market.fingerprint import Digest
 from market.instrument import Instrument, Series
-from market.interval import Interval, IntervalSet
+from market.interval import Interval
 from market.timeframe import DEFAULT_ORIGIN_MS, Timeframe
 from store.answer import SeriesInfo
 from store.batch import CandleBatch, Written
 from store.candle_store import Chunk, SeriesFacts, StoredPage
 from store.derived import rolled_page
-from store.ledger import clip
+from store.ledger import clip, counts
 from store.series_key import SeriesKey
 from store.sqlite import schema
 from store.sqlite.coverage import read_coverage
@@ -315,14 +315,7 @@ def _counts(connection: sqlite3.Connection, key: SeriesKey, timeframe: Timeframe
         ).fetchone()
         length = timeframe.milliseconds
         return (0, 0) if start is None else ((end - start - there) // length, empty // length)
-    ledger = read_coverage(connection, key, 0, 2**62)
-    hull = IntervalSet(one.interval for one in ledger).hull
-    missing = IntervalSet([hull] if hull else []) - known(ledger, now_ms)
-    silent = [one.interval for one in ledger if one.state is CoverageState.EMPTY]
-    return (
-        sum(timeframe.count(one.start, one.end) for one in missing),
-        sum(timeframe.count(one.start, one.end) for one in silent),
-    )
+    return counts(read_coverage(connection, key, 0, 2**62), timeframe, now_ms)
 
 
 def _instrument_row(instrument: Instrument, now_ms: int) -> dict[str, object]:

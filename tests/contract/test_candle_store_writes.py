@@ -224,7 +224,7 @@ async def test_a_batch_that_fails_leaves_nothing(store: Any) -> None:
     before = await store.series(), await store.chunks(BTC), await store.coverage(BTC)
     # The absence comes last; what its evidence is cannot be stored, so the transaction fails after the rows.
     broken = absence(50, 60, evidence=object())  # type: ignore[arg-type]
-    with pytest.raises(Exception, match=r"evidence|bind|parameter|type"):
+    with pytest.raises(Exception, match=r"evidence|bind|parameter|type|attribute"):
         await store.write(batch(made(range(5), version=1), absences=[broken]))
     assert (await store.series(), await store.chunks(BTC), await store.coverage(BTC)) == before
     assert await store.read(BTC, *WHOLE) == made([0])

@@ -2,17 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
 
+from store.postgres.address import DatabaseUrl
+from store.postgres.schema import Mode
+from store.postgres.store import PostgresStore
 from store.sqlite.store import DATABASE_NAME, SqliteStore
+from tests.support import servers
 
 
 def sqlite(folder: Path, clock: Any) -> AbstractAsyncContextManager[SqliteStore]:
     return SqliteStore.opened(folder / DATABASE_NAME, clock)
 
 
+@contextlib.asynccontextmanager
+async def postgres(mode: Mode, clock: Any) -> AsyncIterator[PostgresStore]:
+    server = servers.timescaledb() if mode is Mode.TIMESCALEDB else servers.postgres()
+
+    def make(url: str) -> Any:
+        return PostgresStore.upgraded(DatabaseUrl.parse(url), mode)
+
+    name = await asyncio.to_thread(servers.database_from, mode.value, make)
+    try:
+        async with PostgresStore.opened(DatabaseUrl.parse(server.url(name)), clock) as store:
+            yield store
+    finally:
+        await asyncio.to_thread(server.drop_database, name)
+
+
+def plain(folder: Path, clock: Any) -> AbstractAsyncContextManager[PostgresStore]:
+    return postgres(Mode.PLAIN, clock)
+
+
+def timescaledb(folder: Path, clock: Any) -> AbstractAsyncContextManager[PostgresStore]:
+    return postgres(Mode.TIMESCALEDB, clock)
+
+
 #: Name of an implementation -> how to open an empty one.
-STORES: dict[str, Callable[[Path, Any], AbstractAsyncContextManager[Any]]] = {"sqlite": sqlite}
+STORES: dict[str, Callable[[Path, Any], AbstractAsyncContextManager[Any]]] = {
+    "sqlite": sqlite,
+    "postgresql": plain,
+    "timescaledb": timescaledb,
+}

@@ -1,0 +1,253 @@
+-- Parameters are numbered in the order in which each sentence names them. Instants are timestamptz.
+-- The queries that read candles leave by COPY: what is unknown is NaN, -1 or -infinity there, so that all rows have
+-- one length.
+
+-- name: find_series
+-- The keys, revision and origin of the series (exchange, symbol, timeframe); null keys where it is not stored.
+SELECT i.instrument_id, s.revision, s.last_write, i.listed_at
+FROM instruments i
+LEFT JOIN series s ON s.instrument_id = i.instrument_id AND s.timeframe = $3
+WHERE i.exchange = $1 AND i.symbol = $2;
+
+-- name: lock_series
+-- Revision and last write of the series (instrument, timeframe), held until the transaction ends: one writer a series.
+SELECT revision, last_write FROM series WHERE instrument_id = $1 AND timeframe = $2 FOR UPDATE;
+
+-- name: name_instrument
+-- Remember an instrument by its name alone (exchange, symbol, exchange_symbol, base, quote, kind); what is known stays.
+INSERT INTO instruments (exchange, symbol, exchange_symbol, base, quote, kind, active)
+VALUES ($1, $2, $3, $4, $5, $6, true)
+ON CONFLICT (exchange, symbol) DO NOTHING;
+
+-- name: save_instrument
+-- Keep what the exchange says of an instrument (in the order of the columns).
+INSERT INTO instruments (exchange, symbol, exchange_symbol, base, quote, kind, tick_size, lot_size, min_notional,
+                         active, listed_at, seen_at)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)
+ON CONFLICT (exchange, symbol) DO UPDATE SET
+    exchange_symbol = excluded.exchange_symbol, base = excluded.base, quote = excluded.quote, kind = excluded.kind,
+    tick_size = excluded.tick_size, lot_size = excluded.lot_size, min_notional = excluded.min_notional,
+    active = excluded.active, listed_at = coalesce(excluded.listed_at, instruments.listed_at),
+    seen_at = excluded.seen_at;
+
+-- name: list_instruments
+-- Instruments by exchange and symbol; of (exchange), or of all exchanges where it is null.
+SELECT exchange, symbol, exchange_symbol, base, quote, kind, tick_size, lot_size, min_notional, active, listed_at
+FROM instruments
+WHERE $1::text IS NULL OR exchange = $1
+ORDER BY exchange COLLATE "C", symbol COLLATE "C";
+
+-- name: add_series
+-- Make a series (instrument, timeframe) known.
+INSERT INTO series (instrument_id, timeframe) VALUES ($1, $2)
+ON CONFLICT DO NOTHING;
+
+-- name: touch_series
+-- One more revision of the series (instrument, timeframe), at this instant.
+UPDATE series SET revision = revision + 1, last_write = $3 WHERE instrument_id = $1 AND timeframe = $2;
+
+-- name: list_series
+-- Every series with its counts and bounds; what is known of its coverage at (now). The sums are small, because
+-- chunks are counted and not rows.
+SELECT i.exchange, i.symbol, s.timeframe, s.revision, s.last_write, s.instrument_id,
+       (SELECT coalesce(sum(c.row_count), 0)::bigint FROM candle_chunks c
+        WHERE c.instrument_id = s.instrument_id AND c.timeframe = s.timeframe) AS row_count,
+       (SELECT c.open_time FROM candles c WHERE c.instrument_id = s.instrument_id AND c.timeframe = s.timeframe
+        ORDER BY c.open_time LIMIT 1) AS first_open,
+       (SELECT c.open_time FROM candles c WHERE c.instrument_id = s.instrument_id AND c.timeframe = s.timeframe
+        ORDER BY c.open_time DESC LIMIT 1) AS last_open,
+       (SELECT count(*) FROM candle_corrections c
+        WHERE c.instrument_id = s.instrument_id AND c.timeframe = s.timeframe) AS corrections,
+       (SELECT count(*) FROM quarantine q
+        WHERE q.instrument_id = s.instrument_id AND q.timeframe = s.timeframe) AS quarantined,
+       ARRAY(SELECT DISTINCT l.source COLLATE "C" FROM coverage l
+             WHERE l.instrument_id = s.instrument_id AND l.timeframe = s.timeframe ORDER BY 1) AS sources,
+       known.first_instant, known.last_instant, known.known_ms, known.empty_ms
+FROM series s
+JOIN instruments i USING (instrument_id)
+CROSS JOIN LATERAL (
+    SELECT min(l.interval_start) AS first_instant, max(l.interval_end) AS last_instant,
+           coalesce(sum(extract(epoch FROM l.interval_end - l.interval_start) * 1000)
+                    FILTER (WHERE l.expires_at IS NULL OR l.expires_at > $1), 0)::bigint AS known_ms,
+           coalesce(sum(extract(epoch FROM l.interval_end - l.interval_start) * 1000)
+                    FILTER (WHERE l.state = 'verified_empty'), 0)::bigint AS empty_ms
+    FROM coverage l WHERE l.instrument_id = s.instrument_id AND l.timeframe = s.timeframe) known
+ORDER BY i.exchange COLLATE "C", i.symbol COLLATE "C", s.timeframe;
+
+-- name: count_all
+-- Series and candles in the whole store.
+SELECT (SELECT count(*) FROM series), (SELECT coalesce(sum(row_count), 0)::bigint FROM candle_chunks);
+
+-- name: first_open
+-- Open time of the first candle of the series (instrument, timeframe).
+SELECT open_time FROM candles WHERE instrument_id = $1 AND timeframe = $2 ORDER BY open_time LIMIT 1;
+
+-- name: read_candles
+-- Candles of (instrument, timeframe, start, end), oldest first, at most (limit) where that is not null.
+SELECT open_time, open, high, low, close, volume, coalesce(quote_volume, 'NaN') AS quote_volume,
+       coalesce(trades, -1) AS trades, coalesce(taker_buy_volume, 'NaN') AS taker_buy_volume,
+       coalesce(taker_buy_quote_volume, 'NaN') AS taker_buy_quote_volume,
+       coalesce(early_close_time, '-infinity') AS early_close_time
+FROM candles
+WHERE instrument_id = $1 AND timeframe = $2 AND open_time >= $3 AND open_time < $4
+ORDER BY open_time
+LIMIT $5;
+
+-- name: read_newest_candles
+-- The last (limit) candles of (instrument, timeframe, start, end), newest first.
+SELECT open_time, open, high, low, close, volume, coalesce(quote_volume, 'NaN') AS quote_volume,
+       coalesce(trades, -1) AS trades, coalesce(taker_buy_volume, 'NaN') AS taker_buy_volume,
+       coalesce(taker_buy_quote_volume, 'NaN') AS taker_buy_quote_volume,
+       coalesce(early_close_time, '-infinity') AS early_close_time
+FROM candles
+WHERE instrument_id = $1 AND timeframe = $2 AND open_time >= $3 AND open_time < $4
+ORDER BY open_time DESC
+LIMIT $5;
+
+-- name: read_candles_as_of
+-- Candles of (instrument, timeframe, start, end), oldest first, at most (limit), as known (as of).
+SELECT * FROM (
+    SELECT open_time, open, high, low, close, volume, coalesce(quote_volume, 'NaN') AS quote_volume,
+           coalesce(trades, -1) AS trades, coalesce(taker_buy_volume, 'NaN') AS taker_buy_volume,
+           coalesce(taker_buy_quote_volume, 'NaN') AS taker_buy_quote_volume,
+           coalesce(early_close_time, '-infinity') AS early_close_time
+    FROM candles
+    WHERE instrument_id = $1 AND timeframe = $2 AND open_time >= $3 AND open_time < $4
+      AND learned_at <= $6
+    UNION ALL
+    SELECT open_time, open, high, low, close, volume, coalesce(quote_volume, 'NaN') AS quote_volume,
+           coalesce(trades, -1) AS trades, coalesce(taker_buy_volume, 'NaN') AS taker_buy_volume,
+           coalesce(taker_buy_quote_volume, 'NaN') AS taker_buy_quote_volume,
+           coalesce(early_close_time, '-infinity') AS early_close_time
+    FROM candle_corrections
+    WHERE instrument_id = $1 AND timeframe = $2 AND open_time >= $3 AND open_time < $4
+      AND learned_at <= $6 AND replaced_at > $6) versions
+ORDER BY open_time
+LIMIT $5;
+
+-- name: read_newest_candles_as_of
+-- The last (limit) candles of (instrument, timeframe, start, end), newest first, as known (as of).
+SELECT * FROM (
+    SELECT open_time, open, high, low, close, volume, coalesce(quote_volume, 'NaN') AS quote_volume,
+           coalesce(trades, -1) AS trades, coalesce(taker_buy_volume, 'NaN') AS taker_buy_volume,
+           coalesce(taker_buy_quote_volume, 'NaN') AS taker_buy_quote_volume,
+           coalesce(early_close_time, '-infinity') AS early_close_time
+    FROM candles
+    WHERE instrument_id = $1 AND timeframe = $2 AND open_time >= $3 AND open_time < $4
+      AND learned_at <= $6
+    UNION ALL
+    SELECT open_time, open, high, low, close, volume, coalesce(quote_volume, 'NaN') AS quote_volume,
+           coalesce(trades, -1) AS trades, coalesce(taker_buy_volume, 'NaN') AS taker_buy_volume,
+           coalesce(taker_buy_quote_volume, 'NaN') AS taker_buy_quote_volume,
+           coalesce(early_close_time, '-infinity') AS early_close_time
+    FROM candle_corrections
+    WHERE instrument_id = $1 AND timeframe = $2 AND open_time >= $3 AND open_time < $4
+      AND learned_at <= $6 AND replaced_at > $6) versions
+ORDER BY open_time DESC
+LIMIT $5;
+
+-- name: read_candles_with_states
+-- Candles of (instrument, timeframe, start, end) and their states, oldest first.
+SELECT open_time, open, high, low, close, volume, coalesce(quote_volume, 'NaN') AS quote_volume,
+       coalesce(trades, -1) AS trades, coalesce(taker_buy_volume, 'NaN') AS taker_buy_volume,
+       coalesce(taker_buy_quote_volume, 'NaN') AS taker_buy_quote_volume,
+       coalesce(early_close_time, '-infinity') AS early_close_time,
+       state
+FROM candles
+WHERE instrument_id = $1 AND timeframe = $2 AND open_time >= $3 AND open_time < $4
+ORDER BY open_time;
+
+-- name: make_staging
+-- Where corrected candles wait for the merge, until the transaction ends.
+CREATE TEMPORARY TABLE candle_staging (LIKE candles) ON COMMIT DROP;
+
+-- name: keep_corrections
+-- The versions of (instrument, timeframe, start, end) about to be replaced by staged ones, (replaced at), by (source).
+INSERT INTO candle_corrections (instrument_id, timeframe, open_time, open, high, low, close, volume, quote_volume,
+                                trades, taker_buy_volume, taker_buy_quote_volume, early_close_time, state,
+                                learned_at, replaced_at, source)
+SELECT c.instrument_id, c.timeframe, c.open_time, c.open, c.high, c.low, c.close, c.volume, c.quote_volume, c.trades,
+       c.taker_buy_volume, c.taker_buy_quote_volume, c.early_close_time, c.state, c.learned_at, $5, $6
+FROM candles c
+JOIN candle_staging s ON s.open_time = c.open_time
+WHERE c.instrument_id = $1 AND c.timeframe = $2 AND c.open_time >= $3 AND c.open_time < $4;
+
+-- name: replace_candles
+-- Staged versions in the place of the stored ones of (instrument, timeframe, start, end); only after keep_corrections.
+UPDATE candles c SET
+    open = s.open, high = s.high, low = s.low, close = s.close, volume = s.volume, quote_volume = s.quote_volume,
+    trades = s.trades, taker_buy_volume = s.taker_buy_volume, taker_buy_quote_volume = s.taker_buy_quote_volume,
+    early_close_time = s.early_close_time, state = s.state, learned_at = s.learned_at
+FROM candle_staging s
+WHERE s.open_time = c.open_time
+  AND c.instrument_id = $1 AND c.timeframe = $2 AND c.open_time >= $3 AND c.open_time < $4;
+
+-- name: raise_state
+-- The same values of (instrument, timeframe, start, end) were seen again: (state), nothing a reader sees changes.
+UPDATE candles SET state = $5
+WHERE instrument_id = $1 AND timeframe = $2 AND open_time >= $3 AND open_time < $4 AND state < $5;
+
+-- name: read_chunks
+-- Digests of the chunks of (instrument, timeframe) that start in (start, end).
+SELECT chunk_start, row_count, unverified, digest, revision FROM candle_chunks
+WHERE instrument_id = $1 AND timeframe = $2 AND chunk_start >= $3 AND chunk_start < $4
+ORDER BY chunk_start;
+
+-- name: save_chunk
+-- What a chunk holds now (in the order of the columns).
+INSERT INTO candle_chunks (instrument_id, timeframe, chunk_start, row_count, unverified, digest, revision)
+VALUES ($1, $2, $3, $4, $5, $6, $7)
+ON CONFLICT (instrument_id, timeframe, chunk_start) DO UPDATE SET
+    row_count = excluded.row_count, unverified = excluded.unverified, digest = excluded.digest,
+    revision = excluded.revision;
+
+-- name: read_coverage
+-- Ledger entries of (instrument, timeframe) that overlap or touch (start, end), oldest first.
+SELECT interval_start, interval_end, state, source, learned_at, expires_at, evidence FROM coverage
+WHERE instrument_id = $1 AND timeframe = $2
+  AND interval_start >= coalesce((SELECT max(interval_start) FROM coverage
+                                  WHERE instrument_id = $1 AND timeframe = $2 AND interval_start < $3), $3)
+  AND interval_start <= $4 AND interval_end >= $3
+ORDER BY interval_start;
+
+-- name: coverage_bounds
+-- The first and the last instant the ledger of (instrument, timeframe) says anything of.
+SELECT (SELECT interval_start FROM coverage WHERE instrument_id = $1 AND timeframe = $2
+        ORDER BY interval_start LIMIT 1),
+       (SELECT interval_end FROM coverage WHERE instrument_id = $1 AND timeframe = $2
+        ORDER BY interval_start DESC LIMIT 1);
+
+-- name: delete_coverage
+-- One ledger entry (instrument, timeframe, start), about to be replaced.
+DELETE FROM coverage WHERE instrument_id = $1 AND timeframe = $2 AND interval_start = $3;
+
+-- name: insert_coverage
+-- One ledger entry (in the order of the columns).
+INSERT INTO coverage (instrument_id, timeframe, interval_start, interval_end, state, source, learned_at, expires_at,
+                      evidence)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9);
+
+-- name: insert_quarantine
+-- A refused row (in the order of the columns); the same one again is not kept twice.
+INSERT INTO quarantine (instrument_id, timeframe, open_time, reason, raw, source, learned_at)
+VALUES ($1, $2, $3, $4, $5, $6, $7)
+ON CONFLICT DO NOTHING;
+
+-- name: read_quarantine
+-- The newest refused rows of (instrument, timeframe), at most (limit).
+SELECT open_time, reason, raw FROM quarantine
+WHERE instrument_id = $1 AND timeframe = $2
+ORDER BY quarantine_id DESC
+LIMIT $3;
+
+-- name: database_size
+-- Bytes of the whole database.
+SELECT pg_database_size(current_database());
+
+-- name: make_partitions
+-- Make the monthly partitions of (table, time column) that (instants) need; plain PostgreSQL only.
+SELECT make_monthly_partitions($1, $2, $3::timestamptz[]);
+
+-- name: count_default_rows
+-- Candles that wait in the default partition for one of their own; plain PostgreSQL only.
+SELECT count(*) FROM candles_default;

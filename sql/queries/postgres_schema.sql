@@ -1,0 +1,46 @@
+-- name: make_versions
+-- Which migrations a database has, and in which mode it runs.
+CREATE TABLE IF NOT EXISTS schema_versions (
+    version    integer PRIMARY KEY,
+    name       text NOT NULL,
+    mode       text NOT NULL CHECK (mode IN ('plain', 'timescaledb')),
+    applied_at timestamptz NOT NULL DEFAULT now()
+);
+
+-- name: has_versions
+-- Whether the table of versions is there; another program's database has none.
+SELECT to_regclass('schema_versions') IS NOT NULL;
+
+-- name: read_version
+-- The newest migration of this database and its mode.
+SELECT version, mode FROM schema_versions ORDER BY version DESC LIMIT 1;
+
+-- name: save_version
+-- A migration (version, name, mode) has run.
+INSERT INTO schema_versions (version, name, mode) VALUES ($1, $2, $3);
+
+-- name: lock_upgrade
+-- Held until the transaction ends: one upgrade of a database at a time.
+SELECT pg_advisory_xact_lock(hashtext('chandlery upgrade'));
+
+-- name: have_patience
+-- An upgrade may take long, and waits for another one.
+SET LOCAL statement_timeout = 0;
+SET LOCAL lock_timeout = '120s';
+
+-- name: other_tables
+-- Tables in the place where ours would stand, of another program.
+SELECT count(*) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE n.nspname = current_schema() AND c.relname IN ('candles', 'series', 'instruments', 'coverage');
+
+-- name: offers_timescaledb
+-- The version of the extension, if the database has it; else, whether the server could give it.
+SELECT (SELECT extversion FROM pg_extension WHERE extname = 'timescaledb') AS installed,
+       EXISTS (SELECT FROM pg_available_extensions WHERE name = 'timescaledb') AS available,
+       current_setting('shared_preload_libraries') LIKE '%timescaledb%' AS loaded,
+       current_setting('timescaledb.license', true) AS licence,
+       current_setting('server_version') AS server;
+
+-- name: create_timescaledb
+-- Needs the right to create in the database; the extension is a trusted one where its owner says so.
+CREATE EXTENSION IF NOT EXISTS timescaledb;

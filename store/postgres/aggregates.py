@@ -1,0 +1,146 @@
+"""Larger candles kept ready by TimescaleDB's continuous aggregates, and never served older than the minutes.
+
+Each write notes in its own transaction which minutes changed (`aggregates_due`). A reader takes these from the
+minutes and the rest from the aggregate. A refresh brings exactly the noted ranges up to date and then forgets the
+notes it had read before it began. Killed in between, the notes are still there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Sequence
+
+import numpy as np
+import pyarrow as pa
+import structlog
+
+from market.candle import by_open_time, open_times_ms
+from market.errors import Retryable, Terminal
+from market.interval import Interval, IntervalSet
+from market.rollup import roll_up
+from market.timeframe import DAY_MS, TIMEFRAMES, Timeframe
+from store.postgres.columns import Instant, decoded, read_columns
+from store.postgres.connection import Connection
+from store.postgres.database import Database
+from store.postgres.rows import read_candles
+from store.postgres.schema import TIMESCALE_QUERIES
+from store.series_key import SeriesKey
+
+log = structlog.get_logger(__name__)
+
+#: Timeframes with an aggregate, each made of the one before.
+TIMEFRAMES_KEPT = ("5m", "15m", "1h", "4h", "1d")
+#: The views, in the order in which they are refreshed.
+VIEWS = (*(f"candles_{name}" for name in TIMEFRAMES_KEPT), "daily_statistics")
+#: Seconds between two refreshes while candles keep coming.
+_PAUSE = 5.0
+
+
+async def read_aggregate(
+    connection: Connection, key: SeriesKey, timeframe: Timeframe, interval: Interval
+) -> pa.Table:
+    """Larger candles of whole buckets: what is due from the minutes, the rest from the aggregate."""
+    rows = await connection.fetch(
+        TIMESCALE_QUERIES["read_aggregates_due"], key.instrument_id, interval.start, interval.end
+    )
+    due = IntervalSet(Interval(timeframe.floor(row[0]), timeframe.ceil(row[1])) for row in rows).clip(
+        interval.start, interval.end
+    )
+    parts: list[pa.Table] = []
+    for run in due:
+        parts.append(roll_up(await read_candles(connection, key, run), timeframe).table)
+    rest = (IntervalSet([interval]) - due).hull
+    if rest is not None:
+        query = TIMESCALE_QUERIES[f"read_candles_{timeframe.name}"]
+        data = await read_columns(connection, query, key.instrument_id, Instant(rest.start), Instant(rest.end))
+        kept = decoded(data)
+        if due:
+            kept = kept.filter(pa.array(_outside(open_times_ms(kept), due)))
+        parts.append(kept)
+    return by_open_time(pa.concat_tables(parts))
+
+
+def _outside(
+    times: np.ndarray[tuple[int, ...], np.dtype[np.int64]], due: IntervalSet
+) -> np.ndarray[tuple[int, ...], np.dtype[np.bool_]]:
+    starts = np.array([one.start for one in due], np.int64)
+    ends = np.array([one.end for one in due], np.int64)
+    at = np.searchsorted(starts, times, side="right") - 1
+    return (at < 0) | (times >= ends[np.maximum(at, 0)])
+
+
+class Aggregates:
+    """Keeps the continuous aggregates of one database current. Open with :meth:`running`."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._noted = asyncio.Event()
+        self._lock = asyncio.Lock()
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Refresh in the background what is noted, and at the end what is left."""
+        task = asyncio.create_task(self._run())
+        try:
+            yield
+        finally:
+            task.cancel()
+            await asyncio.wait([task])
+        if self._noted.is_set():
+            await self._refresh_patiently()
+
+    def note(self) -> None:
+        """Something was written that the aggregates do not have yet."""
+        self._noted.set()
+
+    async def refresh(self) -> IntervalSet:
+        """Bring every noted range up to date; the ranges that were refreshed, in whole days.
+
+        :raises StoreBusy: another process refreshes the same; what is noted stays noted.
+        """
+        async with self._lock:
+            self._noted.clear()
+            rows = await self._database.write(
+                lambda connection: connection.fetch(TIMESCALE_QUERIES["list_aggregates_due"])
+            )
+            ranges = IntervalSet(Interval(row[1] // DAY_MS * DAY_MS, -(-row[2] // DAY_MS) * DAY_MS) for row in rows)
+            await self._database.outside(lambda connection: _refresh(connection, ranges))
+            done = [row[0] for row in rows]
+            if done:
+                await self._database.write(
+                    lambda connection: connection.execute(TIMESCALE_QUERIES["delete_aggregates_due"], done)
+                )
+            return ranges
+
+    async def _run(self) -> None:
+        # What a process that was killed has left.
+        self._noted.set()
+        while True:
+            await self._noted.wait()
+            await self._refresh_patiently()
+            await asyncio.sleep(_PAUSE)
+
+    async def _refresh_patiently(self) -> None:
+        try:
+            await self.refresh()
+        except (Retryable, Terminal) as error:
+            # Readers take the minutes until then; the next write, or the next start, tries again.
+            log.warning("aggregates are not refreshed yet", error=str(error))
+            self._noted.set()
+
+
+async def _refresh(connection: Connection, ranges: IntervalSet) -> None:
+    for run in ranges:
+        for view in VIEWS:
+            await connection.execute(TIMESCALE_QUERIES["refresh_aggregate"], view, run.start, run.end)
+
+
+def has_aggregate(timeframe: Timeframe) -> bool:
+    """True where candles of `timeframe` are kept ready."""
+    return timeframe.name in TIMEFRAMES_KEPT
+
+
+def kept_timeframes() -> Sequence[Timeframe]:
+    """The timeframes that are kept ready."""
+    return [TIMEFRAMES[name] for name in TIMEFRAMES_KEPT]

@@ -1,0 +1,174 @@
+"""Candles as PostgreSQL's binary COPY format and back, a column at a time.
+
+A COPY is a signature, then for each row a count of fields and each field with its length, all big-endian, then -1
+(https://www.postgresql.org/docs/current/sql-copy.html). Rows of one shape are one numpy record array: no value
+becomes a Python object. Times are microseconds since 2000-01-01T00:00:00Z.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from market.candle import CANDLE_SCHEMA, INSTANT, CandleState, no_candles
+from market.clock import iso
+from market.errors import Mismatch
+from market.timeframe import Int64s
+from store.postgres.connection import Connection
+from store.series_key import SeriesKey
+
+_SIGNATURE = b"PGCOPY\n\xff\r\n\0" + bytes(8)
+_TRAILER = b"\xff\xff"
+_EPOCH_MS = 946_684_800_000
+#: What the queries put in the place of a null, so that all rows have one length.
+_NO_INSTANT = np.iinfo(np.int64).min
+_NO_COUNT = -1
+#: Rows encoded at a time: the next block is made while the server works on the last.
+_BLOCK = 16_384
+#: Beyond this an instant is PostgreSQL's infinity in a query.
+_LAST_MS = 253_402_300_799_999
+_FIRST_MS = -62_135_596_800_000
+
+_KINDS = {field.name: ">i8" if field.type in (INSTANT, pa.int64()) else ">f8" for field in CANDLE_SCHEMA}
+#: The columns of the table `candles`, in the order in which rows are sent.
+WRITTEN = ("instrument_id", "timeframe", *CANDLE_SCHEMA.names, "state", "learned_at")
+_WRITTEN_KINDS = {"instrument_id": ">i4", "timeframe": ">i4", **_KINDS, "state": ">i2", "learned_at": ">i8"}
+
+
+def _record(kinds: Sequence[tuple[str, str | None]]) -> np.dtype[np.void]:
+    """The shape of one row; a kind of None is a null, which has a length and no value."""
+    fields: list[tuple[str, str]] = [("fields", ">i2")]
+    for name, kind in kinds:
+        fields.append((f"{name} length", ">i4"))
+        if kind is not None:
+            fields.append((name, kind))
+    return np.dtype(fields)
+
+
+async def encoded(table: pa.Table, key: SeriesKey, state: CandleState, learned_at: int) -> AsyncIterator[bytes]:
+    """A table in the candle schema as the bytes of a COPY into the columns :data:`WRITTEN`.
+
+    Rows with the same columns unknown stand together; their order in the table does not matter.
+    """
+    yield _SIGNATURE
+    for start in range(0, table.num_rows, _BLOCK):
+        block = table.slice(start, _BLOCK).combine_chunks()
+        nulls = np.zeros(block.num_rows, np.int64)
+        for place, column in enumerate(block.columns):
+            if column.null_count:
+                nulls |= column.is_null().to_numpy().astype(np.int64) << place
+        for pattern in np.unique(nulls).tolist():
+            rows = block if (nulls == pattern).all() else block.filter(pa.array(nulls == pattern))
+            yield _encoded_alike(rows, pattern, key, state, learned_at)
+    yield _TRAILER
+
+
+def _encoded_alike(rows: pa.Table, nulls: int, key: SeriesKey, state: CandleState, learned_at: int) -> bytes:
+    """Rows of which the columns in the bit set `nulls` are null."""
+    unknown = {name for place, name in enumerate(CANDLE_SCHEMA.names) if nulls >> place & 1}
+    shape = _record([(name, None if name in unknown else kind) for name, kind in _WRITTEN_KINDS.items()])
+    records = np.zeros(rows.num_rows, shape)
+    records["fields"] = len(WRITTEN)
+    values: dict[str, Any] = {
+        "instrument_id": key.instrument_id,
+        "timeframe": key.timeframe,
+        "state": int(state),
+        "learned_at": (learned_at - _EPOCH_MS) * 1000,
+    }
+    for name, kind in _WRITTEN_KINDS.items():
+        if name in unknown:
+            records[f"{name} length"] = -1
+            continue
+        records[f"{name} length"] = int(kind[-1])
+        records[name] = values[name] if name in values else _plain(rows.column(name))
+    return records.tobytes()
+
+
+def _plain(column: pa.ChunkedArray) -> npt.NDArray[Any]:
+    if column.type == INSTANT:
+        milliseconds: Int64s = column.cast(pa.int64()).to_numpy()
+        return (milliseconds - _EPOCH_MS) * 1000
+    values: npt.NDArray[Any] = column.to_numpy()
+    return values
+
+
+async def read_columns(connection: Connection, query: str, *arguments: int | None) -> bytes:
+    """What a query gives, by binary COPY. Parameters are numbers, so they can stand in the text."""
+    blocks: list[bytes] = []
+
+    async def keep(block: bytes) -> None:
+        blocks.append(block)
+
+    await connection.copy_from_query(_filled(query, arguments), output=keep, format="binary")
+    return b"".join(blocks)
+
+
+def _filled(query: str, arguments: tuple[int | None, ...]) -> str:
+    """COPY takes no parameters. An argument is an int, or an :class:`Instant`, or null; nothing else gets here."""
+
+    def literal(found: re.Match[str]) -> str:
+        value = arguments[int(found[1]) - 1]
+        if isinstance(value, Instant):
+            return value.literal
+        return "NULL" if value is None else str(int(value))
+
+    return re.sub(r"\$(\d+)", literal, query)
+
+
+class Instant(int):
+    """Epoch milliseconds that stand in a query."""
+
+    @property
+    def literal(self) -> str:
+        """As a timestamptz; beyond the years 1 and 9999 there is only infinity."""
+        if int(self) > _LAST_MS:
+            return "'infinity'::timestamptz"
+        if int(self) < _FIRST_MS:
+            return "'-infinity'::timestamptz"
+        return f"'{iso(int(self))}'::timestamptz"
+
+
+def decoded(data: bytes, newest_first: bool = False) -> pa.Table:
+    """The bytes of a COPY of candles as a table, oldest first."""
+    return _to_table(_records(data, tuple(_KINDS.items())), newest_first)
+
+
+def decoded_with_states(data: bytes) -> tuple[pa.Table, Int64s]:
+    """The bytes of a COPY of candles and their states."""
+    records = _records(data, (*_KINDS.items(), ("state", ">i2")))
+    states: Int64s = records["state"].astype(np.int64)
+    return _to_table(records, False), states
+
+
+def _records(data: bytes, kinds: Sequence[tuple[str, str]]) -> npt.NDArray[np.void]:
+    shape = _record(kinds)
+    count, rest = divmod(len(data) - len(_SIGNATURE) - len(_TRAILER), shape.itemsize)
+    if rest or not data.endswith(_TRAILER):
+        raise Mismatch(f"a COPY of candles has {len(data)} bytes, which is no whole number of rows")
+    return np.frombuffer(data, shape, count, len(_SIGNATURE))
+
+
+def _to_table(records: npt.NDArray[np.void], newest_first: bool) -> pa.Table:
+    if not len(records):
+        return no_candles()
+    if newest_first:
+        records = records[::-1]
+    arrays = []
+    for field in CANDLE_SCHEMA:
+        values = records[field.name].astype(_KINDS[field.name].replace(">", "<"))
+        if field.type == INSTANT:
+            unknown = values == _NO_INSTANT if field.nullable else None
+            milliseconds = np.where(values == _NO_INSTANT, 0, values) // 1000 + _EPOCH_MS
+            arrays.append(pa.array(milliseconds, mask=unknown).cast(INSTANT))
+        elif field.nullable:
+            arrays.append(
+                pa.array(values, mask=values == _NO_COUNT if values.dtype == np.int64 else np.isnan(values))
+            )
+        else:
+            arrays.append(pa.array(values))
+    return pa.Table.from_arrays(arrays, schema=CANDLE_SCHEMA)

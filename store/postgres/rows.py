@@ -1,0 +1,115 @@
+"""Series, candles and instruments as PostgreSQL rows."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from typing import Any
+
+import asyncpg
+import pyarrow as pa
+
+import sql
+from market.instrument import Instrument, Series
+from market.interval import Interval
+from store.postgres.columns import Instant, decoded, read_columns
+from store.postgres.connection import Connection
+from store.series_key import SeriesKey, parts_of
+
+QUERIES = sql.queries("postgres")
+
+
+async def find_series(connection: Connection, series: Series) -> SeriesKey | None:
+    """The key of a stored series, or None."""
+    row = await connection.fetchrow(
+        QUERIES["find_series"], series.exchange, series.symbol, series.timeframe.seconds
+    )
+    if row is None or row["revision"] is None:
+        return None
+    first = None
+    if row["listed_at"] is None and series.timeframe.name == "3d":
+        first = await connection.fetchval(QUERIES["first_open"], row["instrument_id"], series.timeframe.seconds)
+    return SeriesKey.of(series, row["instrument_id"], row["revision"], row["last_write"], row["listed_at"], first)
+
+
+async def lock_series(connection: Connection, series: Series) -> SeriesKey:
+    """The key of a series, made known if it was not, and held: no one else writes it in this transaction's time."""
+    found = await find_series(connection, series)
+    if found is None:
+        base, quote, kind = parts_of(series.symbol)
+        await connection.execute(
+            QUERIES["name_instrument"], series.exchange, series.symbol, series.symbol, base, quote, kind
+        )
+        row = await connection.fetchrow(
+            QUERIES["find_series"], series.exchange, series.symbol, series.timeframe.seconds
+        )
+        assert row is not None
+        await connection.execute(QUERIES["add_series"], row["instrument_id"], series.timeframe.seconds)
+        found = SeriesKey(row["instrument_id"], series.timeframe.seconds, 0, 0, 0)
+    # Another writer may have been here between the look and the lock: what it committed counts.
+    await connection.fetchrow(QUERIES["lock_series"], found.instrument_id, found.timeframe)
+    locked = await find_series(connection, series)
+    assert locked is not None
+    return locked
+
+
+async def read_candles(
+    connection: Connection,
+    key: SeriesKey,
+    interval: Interval,
+    limit: int | None = None,
+    newest: bool = False,
+    as_of_ms: int | None = None,
+) -> pa.Table:
+    """Candles of an interval, sorted; see :meth:`store.candle_store.CandleStore.read`."""
+    name = "read_newest_candles" if newest else "read_candles"
+    arguments: list[int | None] = [
+        key.instrument_id, key.timeframe, Instant(interval.start), Instant(interval.end), limit
+    ]  # fmt: skip
+    if as_of_ms is not None:
+        name += "_as_of"
+        arguments.append(Instant(as_of_ms))
+    return decoded(await read_columns(connection, QUERIES[name], *arguments), newest)
+
+
+def to_instrument(row: asyncpg.Record) -> Instrument:
+    """A row of ``list_instruments``."""
+    return Instrument(
+        exchange=row["exchange"],
+        symbol=row["symbol"],
+        exchange_symbol=row["exchange_symbol"],
+        base=row["base"],
+        quote=row["quote"],
+        kind=row["kind"],
+        tick_size=row["tick_size"],
+        lot_size=row["lot_size"],
+        min_notional=row["min_notional"],
+        active=row["active"],
+        listed_ms=row["listed_at"],
+    )
+
+
+def instrument_row(instrument: Instrument, now_ms: int) -> tuple[Any, ...]:
+    """The parameters of ``save_instrument``."""
+
+    def number(value: Decimal | None) -> Decimal | None:
+        return None if value is None else Decimal(value)
+
+    return (
+        instrument.exchange,
+        instrument.symbol,
+        instrument.exchange_symbol,
+        instrument.base,
+        instrument.quote,
+        instrument.kind,
+        number(instrument.tick_size),
+        number(instrument.lot_size),
+        number(instrument.min_notional),
+        instrument.active,
+        instrument.listed_ms,
+        now_ms,
+    )
+
+
+def storable(text: str) -> str:
+    """Text without null characters, which PostgreSQL does not take; they are written out."""
+    return text.replace("\0", "\\x00")

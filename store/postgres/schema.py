@@ -1,0 +1,151 @@
+"""The version of the PostgreSQL schema and the mode it was made in: made, upgraded in order, refused when newer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+import asyncpg
+import structlog
+
+import sql
+from market.errors import SchemaTooNew, StoreUnusable
+from store.postgres.connection import Connection
+from store.postgres.database import Database
+
+log = structlog.get_logger(__name__)
+
+QUERIES = sql.queries("postgres_schema")
+TIMESCALE_QUERIES = sql.queries("timescaledb")
+LATEST = sql.migrations("postgres", "plain")[-1][0]
+
+
+class Mode(Enum):
+    """What the server offers; chosen when the schema is made, and kept."""
+
+    PLAIN = "plain"
+    TIMESCALEDB = "timescaledb"
+
+
+@dataclass(frozen=True)
+class Schema:
+    """What a database has."""
+
+    #: 0 for a new database.
+    version: int
+    mode: Mode
+    #: In words: which mode runs, and why.
+    why: str
+
+
+async def look(connection: Connection, location: str) -> Schema | None:
+    """The schema of an open database; None where there is none yet.
+
+    :raises SchemaTooNew: written by a newer release.
+    :raises StoreUnusable: another program's database.
+    """
+    if not await connection.fetchval(QUERIES["has_versions"]):
+        if await connection.fetchval(QUERIES["other_tables"]):
+            raise StoreUnusable(
+                f"{location} has tables of another program under our names; name an empty database in database_url"
+            )
+        return None
+    row = await connection.fetchrow(QUERIES["read_version"])
+    if row is None:
+        return None
+    if row["version"] > LATEST:
+        raise SchemaTooNew(
+            f"{location} has schema version {row['version']}, this release knows {LATEST}; "
+            "use the release that wrote it, or a newer one"
+        )
+    mode = Mode(row["mode"])
+    return Schema(row["version"], mode, f"{mode.value} since the schema was made")
+
+
+async def current(connection: Connection, location: str) -> Schema:
+    """:func:`look` for those who cannot upgrade: the version has to be the latest.
+
+    :raises StoreUnusable: older, or without any tables.
+    """
+    found = await look(connection, location)
+    if found is None or found.version < LATEST:
+        raise StoreUnusable(
+            f"{location} has schema version {found.version if found else 0}, reading needs {LATEST}; "
+            "run `chandlery db upgrade` first"
+        )
+    return found
+
+
+async def upgrade(database: Database, wanted: Mode | None = None) -> tuple[Schema, list[int]]:
+    """Bring the database to the latest version, each step in one transaction.
+
+    Safe to run from several processes at once: each step looks at the version again under a lock.
+
+    :param wanted: the mode of a new database; None for TimescaleDB where the server offers it.
+    :return: the schema, and the versions this call applied.
+    :raises StoreUnusable: another program's database, a right is lacking.
+    """
+    location = database.location
+    found = await database.write(lambda connection: look(connection, location))
+    if found is not None and found.version == LATEST:
+        return found, []
+    mode, why = (found.mode, found.why) if found else await _choose(database, wanted)
+    applied: list[int] = []
+    for version, name, text in sql.migrations("postgres", mode.value):
+
+        async def step(connection: Connection, version: int = version, name: str = name, text: str = text) -> bool:
+            await connection.execute(QUERIES["have_patience"])
+            await connection.execute(QUERIES["lock_upgrade"])
+            there = await look(connection, location)
+            if there is not None and there.version >= version:
+                return False
+            if there is None:
+                await connection.execute(QUERIES["make_versions"])
+            await connection.execute(text)
+            await connection.execute(QUERIES["save_version"], version, name, mode.value)
+            return True
+
+        if await database.write(step):
+            applied.append(version)
+    made = await database.write(lambda connection: current(connection, location))
+    return Schema(made.version, made.mode, why if made.mode is mode else made.why), applied
+
+
+async def _choose(database: Database, wanted: Mode | None) -> tuple[Mode, str]:
+    """The mode of a new database, and why; the extension is there afterwards if it is TimescaleDB."""
+    offer = await database.write(lambda connection: connection.fetchrow(QUERIES["offers_timescaledb"]))
+    assert offer is not None
+    if wanted is Mode.PLAIN:
+        return Mode.PLAIN, "plain PostgreSQL, as asked for"
+    if not offer["installed"]:
+        lacking = ""
+        if not offer["available"]:
+            lacking = f"the server (PostgreSQL {offer['server']}) does not offer the extension timescaledb"
+        elif not offer["loaded"]:
+            lacking = "timescaledb is not in shared_preload_libraries of the server"
+        if lacking and wanted is Mode.TIMESCALEDB:
+            raise StoreUnusable(f"{database.location}: {lacking}")
+        if lacking:
+            return Mode.PLAIN, f"plain PostgreSQL, because {lacking}"
+        try:
+            await database.write(lambda connection: connection.execute(QUERIES["create_timescaledb"]))
+        except StoreUnusable as error:
+            if not isinstance(error.__cause__, asyncpg.InsufficientPrivilegeError):
+                raise
+            what = f"the role may not create the extension timescaledb ({error.__cause__})"
+            hint = f"have an administrator run CREATE EXTENSION timescaledb in {database.url.database}"
+            if wanted is Mode.TIMESCALEDB:
+                raise StoreUnusable(f"{database.location}: {what}; {hint}") from error
+            return Mode.PLAIN, f"plain PostgreSQL, because {what}; {hint} before the schema is made to use it"
+    version, licence = await database.write(_version)
+    if licence != "timescale":
+        if wanted is Mode.TIMESCALEDB:
+            raise StoreUnusable(f"{database.location}: timescaledb has no continuous aggregates in this edition")
+        return Mode.PLAIN, "plain PostgreSQL, because timescaledb runs there in an edition without aggregates"
+    return Mode.TIMESCALEDB, f"TimescaleDB {version}"
+
+
+async def _version(connection: Connection) -> tuple[str, str]:
+    row = await connection.fetchrow(QUERIES["offers_timescaledb"])
+    assert row is not None
+    return row["installed"], row["licence"]
