@@ -17,6 +17,9 @@ from market.timeframe import Timeframe
 from store.answer import SeriesInfo
 from store.batch import CandleBatch, Written
 
+#: The tier of what a store read from its own tables.
+DATABASE_TIER = "database"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Chunk:
@@ -49,6 +52,10 @@ class StoredPage:
     table: pa.Table
     #: Clipped to what was asked, or to what a limit left of it.
     coverage: list[Covered]
+    #: Another one where a second store answered for the database (:mod:`store.hybrid.agreement`) ...
+    tier: str = DATABASE_TIER
+    #: ... and the milliseconds since that agreed with it.
+    age_ms: int = 0
 
 
 class CandleStore(Protocol):

@@ -12,13 +12,12 @@ from market.clock import LATEST_MS
 from market.instrument import Series
 from market.interval import Interval, IntervalSet
 from market.timeframe import Timeframe
-from store.candle_store import CandleStore
+from store.candle_store import CandleStore, SeriesFacts
 from store.difference import (
     CandleDifferences,
     ChunkDifference,
     Difference,
     DifferenceKind,
-    LedgerDifference,
     candle_differences,
     chunk_differences,
     chunk_interval,
@@ -62,21 +61,19 @@ async def differences(
         for chunk in unequal:
             if chunk in still and chunk.start not in explained:
                 yield of_digests(series, chunk)
-    async for span in _ledger_spans(primary, secondary, series):
+    facts = [await store.facts(series) for store in (primary, secondary)]
+    for span in ledger_pieces(facts, series.timeframe):
         for one in runs.joined(await _ledgers(primary, secondary, series, span)):
             yield one
     for one in runs.left():
         yield one
 
 
-async def ledger_lag(
-    primary: CandleStore, secondary: CandleStore, series: Series
-) -> AsyncIterator[LedgerDifference]:
-    """:func:`ledger_differences` of two stores, read in pieces; an interval may come in several parts."""
-    async for span in _ledger_spans(primary, secondary, series):
-        ours, theirs = await primary.coverage(series, span), await secondary.coverage(series, span)
-        for one in ledger_differences(ours, theirs):
-            yield one
+def ledger_pieces(facts: Iterable[SeriesFacts | None], timeframe: Timeframe) -> Iterator[Interval]:
+    """Everything that any of the ledgers knows of, in pieces to be read one after the other."""
+    hull = IntervalSet(one.known for one in facts if one is not None and one.known is not None).hull
+    if hull is not None:
+        yield from pieces(hull, timeframe, _LEDGER_AT_ONCE)
 
 
 async def _compared(
@@ -115,14 +112,6 @@ async def _all_spans(primary: CandleStore, secondary: CandleStore, series: Serie
 async def _chunk_spans(unequal: Iterable[ChunkDifference], timeframe: Timeframe) -> AsyncIterator[Interval]:
     for run in IntervalSet(chunk_interval(one.start, timeframe) for one in unequal):
         for span in pieces(run, timeframe, _ROWS_AT_ONCE):
-            yield span
-
-
-async def _ledger_spans(primary: CandleStore, secondary: CandleStore, series: Series) -> AsyncIterator[Interval]:
-    facts = [await primary.facts(series), await secondary.facts(series)]
-    hull = IntervalSet(one.known for one in facts if one is not None and one.known is not None).hull
-    if hull is not None:
-        for span in pieces(hull, series.timeframe, _LEDGER_AT_ONCE):
             yield span
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -30,7 +30,7 @@ class DerivedCandles:
 
 def rolled_page(page: StoredPage, timeframe: Timeframe, origin_ms: int) -> StoredPage:
     """Candles of whole buckets rolled up, beside the ledger they came with."""
-    return StoredPage(table=roll_up(page.table, timeframe, origin_ms).table, coverage=page.coverage)
+    return replace(page, table=roll_up(page.table, timeframe, origin_ms).table)
 
 
 def counted(rolled: pa.Table, known: IntervalSet, base: Timeframe, timeframe: Timeframe) -> DerivedCandles:

@@ -7,7 +7,7 @@ candle) and the database; process memory and the disk cache take their place in 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -22,12 +22,10 @@ from market.interval import Interval, IntervalSet
 from market.rollup import roll_up
 from market.timeframe import ONE_MINUTE, Int64s
 from store.answer import CandleAnswer, SeriesInfo
-from store.candle_store import CandleStore, StoredPage
+from store.candle_store import DATABASE_TIER, CandleStore, StoredPage
 from store.derived import counted, prefer, rolled_page, windows
 from store.ledger import clip, learn, outside
 from store.live import LiveCandles
-
-DATABASE_TIER = "database"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +64,9 @@ class _Page:
     coverage: list[Covered]
     #: Where the next page starts; None at the end.
     next_start: int | None
+    #: Which store gave it, and how long ago that agreed with the database.
+    tier: str = DATABASE_TIER
+    age_ms: int = 0
 
 
 class MarketData:
@@ -139,7 +140,8 @@ class MarketData:
             gaps=_gaps(answered, inside, self._at(as_of_ms)),
             fingerprint=dataset_fingerprint([(series, digest(page.table))]),
             next_start=page.next_start,
-            tier=DATABASE_TIER,
+            tier=page.tier,
+            age_ms=page.age_ms,
             derived_from=ONE_MINUTE.name if kept.derivable else None,
         )
 
@@ -249,7 +251,7 @@ class MarketData:
             coverage = page.coverage
             if as_of_ms is not None:
                 coverage = _as_known(coverage, page.table, series, as_of_ms)
-            return _cut(_Page(page.table, missing, coverage, None), limit, newest)
+            return _cut(_Page(page.table, missing, coverage, None, page.tier, page.age_ms), limit, newest)
         pages: list[_Page] = []
         rows = 0
         # Windows without trades give no candle, so `limit` rows may need more than `limit` windows.
@@ -267,10 +269,10 @@ class MarketData:
         there = known(rolled.coverage, self._at(as_of_ms))
         derived = counted(rolled.table, there, ONE_MINUTE, series.timeframe)
         if not kept.native:
-            return _Page(derived.table, derived.missing, [], None)
+            return _Page(derived.table, derived.missing, [], None, rolled.tier, rolled.age_ms)
         native = await self._stored(series, run, None, False, as_of_ms)
         table, missing = prefer(derived, native.table)
-        return _Page(table, missing, [], None)
+        return _Page(table, missing, [], None, *_farthest([rolled, native]))
 
     async def _rolled(self, series: Series, kept: _Kept, run: Interval, as_of_ms: int | None) -> StoredPage:
         """Candles made of minutes, and the ledger of the minutes; a store may keep such candles ready."""
@@ -279,7 +281,7 @@ class MarketData:
             return await self._store.rolled(minutes, run, series.timeframe, kept.origin_ms)
         base = await self._stored(minutes, run, None, False, as_of_ms)
         as_known = _as_known(base.coverage, base.table, minutes, as_of_ms)
-        return rolled_page(StoredPage(table=base.table, coverage=as_known), series.timeframe, kept.origin_ms)
+        return rolled_page(replace(base, coverage=as_known), series.timeframe, kept.origin_ms)
 
     async def _stored(
         self, series: Series, interval: Interval, limit: int | None, newest: bool, as_of_ms: int | None
@@ -332,7 +334,14 @@ def _concat(pages: list[_Page]) -> _Page:
         np.concatenate([one.missing for one in pages]),
         [],
         None,
+        *_farthest(pages),
     )
+
+
+def _farthest(pages: Sequence[StoredPage | _Page]) -> tuple[str, int]:
+    """Tier and age of the page that is farthest from the database."""
+    farthest = max(pages, key=lambda one: (one.tier != DATABASE_TIER, one.age_ms))
+    return farthest.tier, farthest.age_ms
 
 
 def _cut(page: _Page, limit: int | None, newest: bool) -> _Page:
@@ -340,9 +349,9 @@ def _cut(page: _Page, limit: int | None, newest: bool) -> _Page:
     if limit is None or page.table.num_rows <= limit:
         return page
     if newest:
-        return _Page(page.table.slice(page.table.num_rows - limit), page.missing[-limit:], page.coverage, None)
+        return replace(page, table=page.table.slice(page.table.num_rows - limit), missing=page.missing[-limit:])
     next_start = int(open_times_ms(page.table)[limit])
-    return _Page(page.table.slice(0, limit), page.missing[:limit], page.coverage, next_start)
+    return replace(page, table=page.table.slice(0, limit), missing=page.missing[:limit], next_start=next_start)
 
 
 def _answered(page: _Page, asked: Interval, limit: int | None, newest: bool) -> Interval:

@@ -1,0 +1,1 @@
+"""Two candle stores as one: the primary decides, the secondary follows."""
