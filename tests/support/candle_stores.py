@@ -9,11 +9,16 @@ from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
 
+from store.hybrid.side import Place
+from store.hybrid.store import HybridStore
 from store.postgres.address import DatabaseUrl
 from store.postgres.schema import Mode
 from store.postgres.store import PostgresStore
 from store.sqlite.store import DATABASE_NAME, SqliteStore
 from tests.support import servers
+
+#: The file of the secondary store of a hybrid one.
+SECOND = "second.sqlite3"
 
 
 def sqlite(folder: Path, clock: Any) -> AbstractAsyncContextManager[SqliteStore]:
@@ -43,9 +48,21 @@ def timescaledb(folder: Path, clock: Any) -> AbstractAsyncContextManager[Postgre
     return postgres(Mode.TIMESCALEDB, clock)
 
 
+def hybrid(folder: Path, clock: Any) -> AbstractAsyncContextManager[HybridStore]:
+    return HybridStore.opened(
+        sqlite_place(folder / DATABASE_NAME, clock), sqlite_place(folder / SECOND, clock), clock
+    )
+
+
+def sqlite_place(path: Path, clock: Any) -> Place:
+    """A file as one of the two stores of a hybrid one."""
+    return Place(location=str(path), open=lambda: SqliteStore.opened(path, clock))
+
+
 #: Name of an implementation -> how to open an empty one.
 STORES: dict[str, Callable[[Path, Any], AbstractAsyncContextManager[Any]]] = {
     "sqlite": sqlite,
     "postgresql": plain,
     "timescaledb": timescaledb,
+    "hybrid": hybrid,
 }
