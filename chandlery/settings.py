@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 from urllib.parse import unquote, urlsplit
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -18,9 +18,11 @@ from pydantic_settings import (
 )
 
 from market.errors import BadInput
+from store.postgres.address import DatabaseUrl
 from store.sqlite.store import DATABASE_NAME
 
 FILE = "chandlery.toml"
+_SQLITE = "sqlite:///"
 #: Variables of the tests.
 _NOT_SETTINGS = {"CHANDLERY_TEST_DATA"}
 #: The exchange id under which data of the simulated exchange is kept: made-up candles never stand under a real
@@ -39,6 +41,10 @@ class Settings(BaseSettings):
     database_url: str | None = Field(
         None, description="`sqlite:///path` of the database; by default market_data.sqlite3 in the home."
     )
+    secondary_url: str | None = Field(
+        None,
+        description="A second database that holds the same: `sqlite:///path` or `postgresql://…`; by default none.",
+    )
     archive_url: str | None = Field(
         None, description="`file:///path` of the Parquet archive; by default the folder archive in the home."
     )
@@ -50,11 +56,14 @@ class Settings(BaseSettings):
     concurrency: int = Field(4, ge=1, le=64, description="Series that a backfill fetches at once.")
     log_level: str = Field("warning", description="`debug`, `info`, `warning` or `error`; logs go to stderr.")
 
-    @field_validator("database_url")
+    @field_validator("database_url", "secondary_url")
     @classmethod
-    def _database(cls, value: str | None) -> str | None:
-        if value is not None and not (value.startswith("sqlite:///") and len(value) > len("sqlite:///")):
-            raise ValueError("a URL such as sqlite:///data/market_data.sqlite3 (PostgreSQL is not built yet)")
+    def _database(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is not None and not is_sqlite(value):
+            if value.startswith("sqlite:"):
+                raise ValueError("a URL with three slashes and a path, such as sqlite:///data/market_data.sqlite3")
+            # Its errors never show the password.
+            DatabaseUrl.parse(value, f"{info.field_name} (CHANDLERY_{str(info.field_name).upper()})")
         return value
 
     @field_validator("archive_url")
@@ -88,13 +97,31 @@ class Settings(BaseSettings):
         """The SQLite file."""
         if self.database_url is None:
             return self.home / DATABASE_NAME
-        # As SQLAlchemy reads it: three slashes and a relative path, four and an absolute one.
-        return Path(unquote(self.database_url.removeprefix("sqlite:///")))
+        return sqlite_path(self.database_url)
+
+    def shown(self) -> dict[str, str]:
+        """Every key that has a value, for people: without passwords."""
+        shown = {key: str(value) for key, value in self.model_dump().items() if value is not None}
+        for key in ("database_url", "secondary_url"):
+            if key in shown and not is_sqlite(shown[key]):
+                shown[key] = DatabaseUrl.parse(shown[key]).shown
+        return shown
 
     @property
     def archive_path(self) -> Path:
         """The archive's folder."""
         return self.home / "archive" if self.archive_url is None else Path(unquote(urlsplit(self.archive_url).path))
+
+
+def is_sqlite(url: str) -> bool:
+    """Whether a URL names an SQLite file."""
+    return url.startswith(_SQLITE) and len(url) > len(_SQLITE)
+
+
+def sqlite_path(url: str) -> Path:
+    """The file that an SQLite URL names, as SQLAlchemy reads it: three slashes and a relative path, four and an
+    absolute one."""
+    return Path(unquote(url.removeprefix(_SQLITE)))
 
 
 def load(**given: Any) -> Settings:

@@ -3,29 +3,70 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-from chandlery.settings import Settings
+from chandlery.settings import Settings, is_sqlite, sqlite_path
 from market.clock import SystemClock
+from market.errors import BadInput
 from store.archive.archive import Archive
+from store.candle_store import CandleStore
 from store.files import locked
+from store.hybrid.side import Place
+from store.hybrid.store import HybridStore
 from store.live import LiveCandles
 from store.market_data import MarketData
+from store.postgres.address import DatabaseUrl
 from store.sqlite.store import SqliteStore
 
 CLOCK = SystemClock()
 
 
 @contextlib.asynccontextmanager
-async def opened_store(settings: Settings, *, read_only: bool = False) -> AsyncIterator[SqliteStore]:
-    """The candle store of a home, for as long as the context lasts.
+async def opened_store(settings: Settings, *, read_only: bool = False) -> AsyncIterator[CandleStore]:
+    """The candle store of a home, for as long as the context lasts: a file, a server, or two stores as one.
 
     :param read_only: never writes and never makes a database; for commands that only look.
     """
-    async with SqliteStore.opened(settings.database_path, CLOCK, read_only) as store:
-        yield store
+    primary = _place("database_url", settings.database_url, settings, read_only)
+    if settings.secondary_url is None:
+        async with primary.open() as store:
+            yield store
+        return
+    secondary = _place("secondary_url", settings.secondary_url, settings, read_only)
+    if secondary.location == primary.location:
+        raise BadInput(
+            "secondary_url (CHANDLERY_SECONDARY_URL)", secondary.location, "another database than the first one"
+        )
+    async with HybridStore.opened(primary, secondary, CLOCK, read_only=read_only) as both:
+        yield both
+
+
+def _place(setting: str, url: str | None, settings: Settings, read_only: bool) -> Place:
+    """The store that a setting names."""
+    if url is None or is_sqlite(url):
+        path = settings.database_path if url is None else sqlite_path(url)
+        return Place(
+            location=str(path.absolute()), open=lambda: SqliteStore.opened(path, CLOCK, read_only=read_only)
+        )
+    address = DatabaseUrl.parse(url, setting)
+    return Place(location=address.shown, open=lambda: _postgres(address, read_only))
+
+
+def _postgres(address: DatabaseUrl, read_only: bool) -> contextlib.AbstractAsyncContextManager[CandleStore]:
+    # The driver is an extra, and takes time to import.
+    try:
+        postgres = importlib.import_module("store.postgres.store")
+    except ModuleNotFoundError as error:
+        if error.name != "asyncpg":
+            raise
+        raise address.refused("a database of another kind, or pip install 'chandlery[postgres]'") from error
+    opened: contextlib.AbstractAsyncContextManager[CandleStore] = postgres.PostgresStore.opened(
+        address, CLOCK, read_only
+    )
+    return opened
 
 
 @contextlib.asynccontextmanager

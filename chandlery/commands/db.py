@@ -43,7 +43,7 @@ async def _facts(settings: Settings) -> dict[str, object]:
         series = await store.series()
         size, free = await store.size()
         return {
-            "file": str(store.path),
+            "file": store.location,
             "schema_version": await store.schema_version(),
             "latest_version": LATEST,
             "series": len(series),

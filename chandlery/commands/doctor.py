@@ -57,7 +57,7 @@ def _versions() -> list[_Line]:
 
 
 def _settings(settings: Settings) -> list[_Line]:
-    chosen = {key: str(value) for key, value in settings.model_dump().items() if value is not None}
+    chosen = settings.shown()
     return [("settings", "ok", ", ".join(f"{key}={value}" for key, value in chosen.items()))]
 
 
@@ -77,7 +77,7 @@ async def _stores(settings: Settings) -> list[_Line]:
             missing = sum(one.missing for one in series)
             rows = sum(one.rows for one in series)
             found: list[_Line] = [
-                ("database", "attention" if damage else "ok", damage[0] if damage else str(store.path)),
+                ("database", "attention" if damage else "ok", damage[0] if damage else store.location),
                 ("candles", "ok", f"{rows:,} in {len(series)} series"),
                 ("gaps", "attention" if missing else "ok", f"{missing:,} candles unknown; see `chandlery gaps`"),
             ]
