@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import os
+import re
 import tomllib
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 from urllib.parse import unquote, urlsplit
 
-from pydantic import Field, ValidationError, ValidationInfo, field_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
+    NoDecode,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
     TomlConfigSettingsSource,
 )
+from store.postgres.mode import Mode
 
 from market.errors import BadInput
 from store.postgres.address import DatabaseUrl
@@ -24,7 +27,7 @@ from store.sqlite.store import DATABASE_NAME
 FILE = "chandlery.toml"
 _SQLITE = "sqlite:///"
 #: Variables of the tests.
-_NOT_SETTINGS = {"CHANDLERY_TEST_DATA"}
+_NOT_SETTINGS = {"CHANDLERY_TEST_DATA", "CHANDLERY_TEST_POSTGRES"}
 #: The exchange id under which data of the simulated exchange is kept: made-up candles never stand under a real
 #: exchange's name.
 SIMULATED = "simulated"
@@ -39,10 +42,26 @@ class Settings(BaseSettings):
 
     home: Path = Field(Path("data"), description="Folder that holds every file the program writes.")
     database_url: str | None = Field(
-        None, description="`sqlite:///path` of the database; by default market_data.sqlite3 in the home."
+        None,
+        repr=False,
+        description="`sqlite:///path` or `postgresql://user:password@host:5432/database`; by default "
+        "market_data.sqlite3 in the home.",
+    )
+    replica_urls: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), repr=False, description="Streaming replicas of the PostgreSQL database to read from, comma-separated."
+    )
+    database_mode: Mode | None = Field(
+        None,
+        description="`plain` or `timescaledb`, for a new PostgreSQL database; by default what the server offers.",
+    )
+    pool_min: int = Field(5, ge=0, le=1000, description="PostgreSQL connections kept ready, for each server.")
+    pool_max: int = Field(20, ge=1, le=1000, description="Most PostgreSQL connections, for each server.")
+    database_timeout: float = Field(
+        5.0, gt=0, le=3600, description="Seconds a PostgreSQL statement, or the wait for a connection, may take."
     )
     secondary_url: str | None = Field(
         None,
+        repr=False,
         description="A second database that holds the same: `sqlite:///path` or `postgresql://…`; by default none.",
     )
     archive_url: str | None = Field(
@@ -60,11 +79,34 @@ class Settings(BaseSettings):
     @classmethod
     def _database(cls, value: str | None, info: ValidationInfo) -> str | None:
         if value is not None and not is_sqlite(value):
-            if value.startswith("sqlite:"):
-                raise ValueError("a URL with three slashes and a path, such as sqlite:///data/market_data.sqlite3")
+            setting = _named(str(info.field_name))
+            if not value.startswith("postgres"):
+                accepted = "sqlite:///data/market_data.sqlite3 or postgresql://user:password@host:5432/database"
+                raise BadInput(setting, without_password(value), accepted)
             # Its errors never show the password.
-            DatabaseUrl.parse(value, f"{info.field_name} (CHANDLERY_{str(info.field_name).upper()})")
+            DatabaseUrl.parse(value, setting)
         return value
+
+    @field_validator("replica_urls", mode="before")
+    @classmethod
+    def _replicas(cls, value: object, info: ValidationInfo) -> object:
+        parts = value.split(",") if isinstance(value, str) else value
+        if not isinstance(parts, list | tuple) or not all(isinstance(one, str) for one in parts):
+            raise ValueError("URLs such as postgresql://user:password@host:5432/database, comma-separated")
+        urls = [one.strip() for one in parts if one.strip()]
+        for one in urls:
+            DatabaseUrl.parse(one, _named(str(info.field_name)))
+        return tuple(urls)
+
+    @model_validator(mode="after")
+    def _fitting(self) -> Settings:
+        if self.replica_urls and (self.database_url is None or is_sqlite(self.database_url)):
+            raise BadInput(
+                _named("replica_urls"), "...", "none, or a postgresql:// URL in database_url beside them"
+            )
+        if self.pool_min > self.pool_max:
+            raise BadInput(_named("pool_min"), self.pool_min, f"at most pool_max ({self.pool_max})")
+        return self
 
     @field_validator("archive_url")
     @classmethod
@@ -91,6 +133,26 @@ class Settings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Command line over environment over file."""
         return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
+
+    @property
+    def postgres_url(self) -> DatabaseUrl | None:
+        """Where the PostgreSQL database is; None where the first store is an SQLite file."""
+        if self.database_url is None or is_sqlite(self.database_url):
+            return None
+        return DatabaseUrl.parse(self.database_url)
+
+    @property
+    def database_location(self) -> str:
+        """Where the first store is, for people; without a password."""
+        return str(self.database_path) if self.postgres_url is None else self.postgres_url.shown
+
+    def shown(self) -> dict[str, str]:
+        """Every key that has a value, without passwords."""
+        return {
+            key: without_password(", ".join(value) if isinstance(value, list) else str(value))
+            for key, value in self.model_dump(mode="json").items()
+            if value not in (None, [])
+        }
 
     @property
     def database_path(self) -> Path:
@@ -124,6 +186,19 @@ def sqlite_path(url: str) -> Path:
     return Path(unquote(url.removeprefix(_SQLITE)))
 
 
+def without_password(text: str) -> str:
+    """Text in which the password of a URL, if there is one, is left out."""
+    return re.sub(r"(://[^/?#:@]*):[^,]*@", r"\1@", text)
+
+
+def _named(key: str) -> str:
+    return f"{key} (CHANDLERY_{key.upper()})"
+
+
+def _told(value: object) -> object:
+    return without_password(value) if isinstance(value, str) else value
+
+
 def load(**given: Any) -> Settings:
     """The settings, with what the command line gave.
 
@@ -137,10 +212,10 @@ def load(**given: Any) -> Settings:
         key = ".".join(str(part) for part in first["loc"]) or "settings"
         if first["type"] == "extra_forbidden":
             raise BadInput(
-                f"{FILE}: {key}", first["input"], "one of " + ", ".join(Settings.model_fields)
+                f"{FILE}: {key}", _told(first["input"]), "one of " + ", ".join(Settings.model_fields)
             ) from error
         accepted = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-        raise BadInput(f"{key} (CHANDLERY_{key.upper()})", first["input"], accepted) from error
+        raise BadInput(_named(key), _told(first["input"]), accepted) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise BadInput(FILE, str(Path(FILE).absolute()), f"valid TOML ({error})") from error
 
@@ -151,4 +226,6 @@ def _refuse_unknown_variables() -> None:
     for name in sorted(os.environ):
         if name.startswith("CHANDLERY_") and name not in known:
             near = get_close_matches(name, known, 1)
-            raise BadInput(name, os.environ[name], near[0] if near else "one of " + ", ".join(sorted(known)))
+            raise BadInput(
+                name, without_password(os.environ[name]), near[0] if near else "one of " + ", ".join(sorted(known))
+            )
