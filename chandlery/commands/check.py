@@ -12,7 +12,12 @@ from chandlery.settings import Settings
 from chandlery.wiring import CLOCK, opened_store
 from market.clock import iso
 from market.errors import NotFound
-from store.integrity import check_series
+from store.difference import Difference, InstrumentDifference
+from store.hybrid.store import HybridStore
+from store.integrity import Finding, check_series
+
+#: The kind of a finding in which two stores that should hold the same differ.
+_BETWEEN = "primary/secondary"
 
 
 def check(
@@ -21,7 +26,7 @@ def check(
     home: Home = None,
     as_json: AsJson = False,
 ) -> None:
-    """Read everything and compare: rules, ledger, digests, gaps, larger candles against minutes.
+    """Read everything and compare: rules, ledger, digests, gaps, larger candles against minutes, two databases.
 
     Exit code 1 on a finding.
     """
@@ -42,6 +47,13 @@ def check(
 async def _check(settings: Settings, exchange: str | None, symbol: str | None) -> dict[str, Any]:
     async with opened_store(settings, read_only=True) as store:
         stored = await store.series()
+        damage = await store.integrity()
+        both = store if isinstance(store, HybridStore) else None
+        # Where the secondary does not answer, `damage` says so.
+        compared = both is not None and both.status.answering
+        if both is not None and compared:
+            known = {one.series for one in stored}
+            stored += [one for one in await both.secondary_series() if one.series not in known]
         if exchange is not None and exchange not in {one.series.exchange for one in stored}:
             raise NotFound("--exchange", exchange, sorted({one.series.exchange for one in stored}))
         if symbol is not None and symbol not in {one.series.symbol for one in stored}:
@@ -49,19 +61,48 @@ async def _check(settings: Settings, exchange: str | None, symbol: str | None) -
         chosen = [
             one for one in stored if exchange in (None, one.series.exchange) and symbol in (None, one.series.symbol)
         ]
-        findings = [found for one in chosen for found in await check_series(store, one.series, CLOCK)]
+        findings: list[dict[str, Any]] = []
+        for one in chosen:
+            findings += [_shown(found) for found in await check_series(store, one.series, CLOCK)]
+            if both is not None and compared:
+                findings += [_differing(found) async for found in both.differences(one.series)]
+        if both is not None and compared:
+            for found in await both.instrument_differences():
+                if exchange in (None, found.exchange) and symbol in (None, found.symbol):
+                    findings.append(_instrument(found))
         return {
             "series": len(chosen),
             "rows": sum(one.rows for one in chosen),
-            "database": await store.integrity(),
-            "findings": [
-                {
-                    "series": str(one.series),
-                    "kind": one.kind,
-                    "start": iso(one.start),
-                    "end": iso(one.end),
-                    "detail": one.detail,
-                }
-                for one in findings
-            ],
+            "database": damage,
+            "findings": findings,
         }
+
+
+def _shown(found: Finding) -> dict[str, Any]:
+    return {
+        "series": str(found.series),
+        "kind": found.kind,
+        "start": iso(found.start),
+        "end": iso(found.end),
+        "detail": found.detail,
+    }
+
+
+def _differing(found: Difference) -> dict[str, Any]:
+    return {
+        "series": str(found.series),
+        "kind": _BETWEEN,
+        "start": iso(found.interval.start),
+        "end": iso(found.interval.end),
+        "detail": found.detail,
+    }
+
+
+def _instrument(found: InstrumentDifference) -> dict[str, Any]:
+    return {
+        "series": f"{found.exchange} {found.symbol}",
+        "kind": _BETWEEN,
+        "start": None,
+        "end": None,
+        "detail": found.detail,
+    }

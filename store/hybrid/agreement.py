@@ -37,10 +37,14 @@ class HybridStatus:
     compared_at: int | None
 
     @property
+    def answering(self) -> bool:
+        """True if neither store is away, as far as is known."""
+        return self.primary_outage is None and self.secondary_outage is None
+
+    @property
     def current(self) -> bool:
         """True if both stores answer and the secondary is known to lack nothing."""
-        away = self.primary_outage or self.secondary_outage
-        return away is None and not self.behind and self.compared_at is not None
+        return self.answering and not self.behind and self.compared_at is not None
 
 
 class Agreement:

@@ -63,8 +63,11 @@ class HybridStore:
 
         :param read_only: both were asked for reading only, so nothing is copied.
         :raises BadInput: one of the two says that the user must change something.
+        :raises StoreUnavailable: both are away.
         """
         async with Side.opened(primary, clock, AWAY) as first, Side.opened(secondary, clock, UNABLE) as second:
+            if second.outage is not None:
+                await first.store()
             store = cls(first, second, clock, rules or CatchUpRules())
             if read_only:
                 yield store
