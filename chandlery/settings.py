@@ -18,10 +18,10 @@ from pydantic_settings import (
     SettingsConfigDict,
     TomlConfigSettingsSource,
 )
-from store.postgres.mode import Mode
 
 from market.errors import BadInput
 from store.postgres.address import DatabaseUrl
+from store.postgres.mode import Mode
 from store.sqlite.store import DATABASE_NAME
 
 FILE = "chandlery.toml"
@@ -160,14 +160,6 @@ class Settings(BaseSettings):
         if self.database_url is None:
             return self.home / DATABASE_NAME
         return sqlite_path(self.database_url)
-
-    def shown(self) -> dict[str, str]:
-        """Every key that has a value, for people: without passwords."""
-        shown = {key: str(value) for key, value in self.model_dump().items() if value is not None}
-        for key in ("database_url", "secondary_url"):
-            if key in shown and not is_sqlite(shown[key]):
-                shown[key] = DatabaseUrl.parse(shown[key]).shown
-        return shown
 
     @property
     def archive_path(self) -> Path:

@@ -7,6 +7,7 @@ import importlib
 import os
 from collections.abc import AsyncIterator
 from pathlib import Path
+from types import ModuleType
 
 from chandlery.settings import Settings, is_sqlite, sqlite_path
 from market.clock import SystemClock
@@ -19,6 +20,7 @@ from store.hybrid.store import HybridStore
 from store.live import LiveCandles
 from store.market_data import MarketData
 from store.postgres.address import DatabaseUrl
+from store.sqlite import schema as sqlite_schema
 from store.sqlite.store import SqliteStore
 
 CLOCK = SystemClock()
@@ -52,21 +54,29 @@ def _place(setting: str, url: str | None, settings: Settings, read_only: bool) -
             location=str(path.absolute()), open=lambda: SqliteStore.opened(path, CLOCK, read_only=read_only)
         )
     address = DatabaseUrl.parse(url, setting)
-    return Place(location=address.shown, open=lambda: _postgres(address, read_only))
+    # The replicas are those of the first store.
+    replicas = settings.replica_urls if setting == "database_url" else ()
+    others = [DatabaseUrl.parse(one, "replica_urls") for one in replicas]
+
+    def opened() -> contextlib.AbstractAsyncContextManager[CandleStore]:
+        postgres = _postgres(address)
+        rules = postgres.pool_rules(settings.pool_min, settings.pool_max, settings.database_timeout)
+        store: contextlib.AbstractAsyncContextManager[CandleStore] = postgres.PostgresStore.opened(
+            address, CLOCK, read_only, rules=rules, replicas=others, mode=settings.database_mode
+        )
+        return store
+
+    return Place(location=address.shown, open=opened)
 
 
-def _postgres(address: DatabaseUrl, read_only: bool) -> contextlib.AbstractAsyncContextManager[CandleStore]:
-    # The driver is an extra, and takes time to import.
+def _postgres(address: DatabaseUrl) -> ModuleType:
+    """The module of the PostgreSQL store. Its driver is an extra, and takes time to import."""
     try:
-        postgres = importlib.import_module("store.postgres.store")
+        return importlib.import_module("store.postgres.store")
     except ModuleNotFoundError as error:
         if error.name != "asyncpg":
             raise
         raise address.refused("a database of another kind, or pip install 'chandlery[postgres]'") from error
-    opened: contextlib.AbstractAsyncContextManager[CandleStore] = postgres.PostgresStore.opened(
-        address, CLOCK, read_only
-    )
-    return opened
 
 
 @contextlib.asynccontextmanager
@@ -78,7 +88,11 @@ async def opened_market_data(settings: Settings) -> AsyncIterator[MarketData]:
 
 @contextlib.asynccontextmanager
 async def served_market_data(settings: Settings) -> AsyncIterator[MarketData]:
-    """The read interface for a service: makes the database of a new home, leaves a read-only one as it is."""
+    """The read interface for a service: makes the SQLite file of a new home, leaves other databases as they are."""
+    if settings.postgres_url is not None:
+        async with opened_market_data(settings) as market_data:
+            yield market_data
+        return
     folder = settings.database_path.parent
     writable = os.access(folder if folder.exists() else _nearest(folder), os.W_OK)
     async with opened_store(settings, read_only=not writable) as store:
@@ -93,9 +107,14 @@ def holding(settings: Settings, what: str) -> contextlib.AbstractContextManager[
     return locked(settings.home / ".ingest.lock", what)
 
 
-async def upgraded(settings: Settings) -> list[int]:
-    """Bring the database of a home to this release's schema; the versions that were applied."""
-    return await SqliteStore.upgraded(settings.database_path)
+async def upgraded(settings: Settings) -> tuple[list[int], int]:
+    """Bring the first store to this release's schema; the versions that were applied, and the one it has now."""
+    address = settings.postgres_url
+    if address is None:
+        return await SqliteStore.upgraded(settings.database_path), sqlite_schema.LATEST
+    postgres = _postgres(address)
+    rules = postgres.pool_rules(settings.pool_min, settings.pool_max, settings.database_timeout)
+    return await postgres.PostgresStore.upgraded(address, settings.database_mode, rules), postgres.LATEST
 
 
 def archive(settings: Settings) -> Archive:

@@ -8,7 +8,6 @@ from chandlery.options import AsJson, Home, load, run
 from chandlery.output import print_json, print_table, remark
 from chandlery.settings import Settings
 from chandlery.wiring import opened_store, upgraded
-from store.sqlite.schema import LATEST
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -21,11 +20,11 @@ app = typer.Typer(
 @app.command()
 def upgrade(home: Home = None, as_json: AsJson = False) -> None:
     """Make the database, or bring it to this release's schema. Safe to run from several processes at once."""
-    applied = run(upgraded(load(home)))
+    applied, version = run(upgraded(load(home)))
     if as_json:
-        print_json({"applied": applied, "version": LATEST})
+        print_json({"applied": applied, "version": version})
     else:
-        remark(f"schema version {LATEST}; applied {', '.join(map(str, applied)) or 'nothing'}")
+        remark(f"schema version {version}; applied {', '.join(map(str, applied)) or 'nothing'}")
 
 
 @app.command()
@@ -43,9 +42,8 @@ async def _facts(settings: Settings) -> dict[str, object]:
         series = await store.series()
         size, free = await store.size()
         return {
-            "file": store.location,
+            "database": store.location,
             "schema_version": await store.schema_version(),
-            "latest_version": LATEST,
             "series": len(series),
             "candles": sum(one.rows for one in series),
             "bytes": size,

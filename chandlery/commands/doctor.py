@@ -82,7 +82,7 @@ async def _stores(settings: Settings) -> list[_Line]:
                 ("gaps", "attention" if missing else "ok", f"{missing:,} candles unknown; see `chandlery gaps`"),
             ]
     except NotFound:
-        return [("database", "ok", f"none yet at {settings.database_path}; a backfill or an import makes it")]
+        return [("database", "ok", f"none yet at {settings.database_location}; a backfill or an import makes it")]
     except ChandleryError as error:
         return [("database", "attention", str(error))]
     try:

@@ -28,7 +28,7 @@ def serve(
 ) -> None:
     """Answer HTTP requests over what a home holds, until Ctrl-C."""
     settings = load(home, host=host, port=port)
-    if not settings.database_path.exists():
+    if settings.postgres_url is None and not settings.database_path.exists():
         remark(f"{settings.home} holds nothing yet; `chandlery backfill` or `chandlery import` fills it")
     if workers > 1:
         _serve_many(settings, workers)

@@ -18,8 +18,9 @@ from store.merge import Merge, StoredChunk
 from store.postgres.columns import WRITTEN, Instant, decoded_with_states, encoded, read_columns
 from store.postgres.connection import Connection
 from store.postgres.coverage import read_coverage, replace_coverage
+from store.postgres.mode import Mode
 from store.postgres.rows import QUERIES, storable
-from store.postgres.schema import TIMESCALE_QUERIES, Mode
+from store.postgres.schema import TIMESCALE_QUERIES
 from store.series_key import SeriesKey
 
 _P = ParamSpec("_P")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import Enum
 
 import asyncpg
 import structlog
@@ -12,19 +11,13 @@ import sql
 from market.errors import SchemaTooNew, StoreUnusable
 from store.postgres.connection import Connection
 from store.postgres.database import Database
+from store.postgres.mode import Mode
 
 log = structlog.get_logger(__name__)
 
 QUERIES = sql.queries("postgres_schema")
 TIMESCALE_QUERIES = sql.queries("timescaledb")
 LATEST = sql.migrations("postgres", "plain")[-1][0]
-
-
-class Mode(Enum):
-    """What the server offers; chosen when the schema is made, and kept."""
-
-    PLAIN = "plain"
-    TIMESCALEDB = "timescaledb"
 
 
 @dataclass(frozen=True)

@@ -28,14 +28,21 @@ from store.postgres.connection import Connection, PoolRules
 from store.postgres.coverage import read_coverage
 from store.postgres.database import Database
 from store.postgres.merge import write_batch
+from store.postgres.mode import Mode
 from store.postgres.partitions import Partitions
 from store.postgres.rows import QUERIES, find_series, instrument_row, lock_series, read_candles, to_instrument
-from store.postgres.schema import Mode, Schema
+from store.postgres.schema import Schema
 from store.series_key import SeriesKey
 
 log = structlog.get_logger(__name__)
 
+LATEST = schema.LATEST
 _ALWAYS = 2**62
+
+
+def pool_rules(least: int, most: int, seconds: float) -> PoolRules:
+    """How many connections to each server, and how long to wait for one of them, or for a statement."""
+    return PoolRules(least=least, most=most, acquire_seconds=seconds, command_seconds=seconds)
 
 
 class PostgresStore:

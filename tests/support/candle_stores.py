@@ -12,7 +12,7 @@ from typing import Any
 from store.hybrid.side import Place
 from store.hybrid.store import HybridStore
 from store.postgres.address import DatabaseUrl
-from store.postgres.schema import Mode
+from store.postgres.mode import Mode
 from store.postgres.store import PostgresStore
 from store.sqlite.store import DATABASE_NAME, SqliteStore
 from tests.support import servers
