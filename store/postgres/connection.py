@@ -59,6 +59,8 @@ class PoolRules:
     cached_statements: int = 100
     #: A replica that shows what the primary had so long ago at best is not asked while the primary answers.
     replica_lag_seconds: float = 10.0
+    #: A server that did not answer is left alone for so long by reads that have another one.
+    away_seconds: float = 5.0
     #: How often replicas are looked at: are they there, how far are they.
     watch_seconds: float = 1.0
 

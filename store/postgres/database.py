@@ -93,9 +93,7 @@ class Database:
         if self.read_only:
             raise StoreUnusable(f"{self.location} was opened for reading only")
         with translated(self.url):
-            done = await self._written(work)
-        await self._readers.wrote()
-        return done
+            return await self._written(work)
 
     async def read(self, work: Work[_T]) -> _T:
         """Run `work` in one REPEATABLE READ, READ ONLY transaction: one snapshot, with this process's writes in it.
@@ -128,9 +126,10 @@ class Database:
             return await self.primary.outside(work)
 
     async def _written(self, work: Work[_T]) -> _T:
+        after = self._readers.committed if self.replicas else None
         for tried in range(1, _TRIES + 1):
             try:
-                return await self.primary.transaction(self._begin, work)
+                return await self.primary.transaction(self._begin, work, after)
             except CONFLICTS:
                 if tried == _TRIES:
                     raise

@@ -24,6 +24,9 @@ def connection_lost(error: BaseException) -> bool:
         return False
     if isinstance(error, OSError | asyncpg.PostgresConnectionError | asyncpg.OperatorInterventionError):
         return not isinstance(error, asyncpg.QueryCanceledError)
+    if isinstance(error, asyncpg.InternalClientError):
+        # The last words of a dying server reach the driver when it expects none.
+        return True
     return isinstance(error, asyncpg.InterfaceError) and "clos" in str(error)
 
 

@@ -27,6 +27,7 @@ class Pool:
         #: (connection, when it was put back), the longest unused first.
         self._idle: list[tuple[Connection, float]] = []
         self._taken: set[Connection] = set()
+        self._closed = False
 
     async def take(self, shown: str) -> tuple[Connection, bool]:
         """A connection, and whether it was used before; give it back with :meth:`put`.
@@ -69,7 +70,7 @@ class Pool:
         """Take a connection back; one that is not `sound` is dropped."""
         self._taken.discard(connection)
         self._places.release()
-        if not sound or connection.is_closed() or connection.is_in_transaction():
+        if self._closed or not sound or connection.is_closed() or connection.is_in_transaction():
             connection.terminate()
             return
         now = time.monotonic()
@@ -93,9 +94,15 @@ class Pool:
         return len(self._idle)
 
     async def close(self, seconds: float = 2.0) -> None:
-        """Close every connection: politely where the server answers, else at once."""
+        """Close every connection: politely where the server answers within `seconds`, else at once."""
+        self._closed = True
         connections = [*(one for one, _ in self._idle), *self._taken]
         self._idle.clear()
-        for connection in connections:
-            with contextlib.suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
-                await connection.close(timeout=seconds)
+        await asyncio.gather(*(_closed(one, seconds) for one in connections))
+
+
+async def _closed(connection: Connection, seconds: float) -> None:
+    with contextlib.suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError):
+        await connection.close(timeout=seconds)
+    # Nothing where it is closed already.
+    connection.terminate()

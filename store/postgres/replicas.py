@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Sequence
 import structlog
 
 from market.errors import ChandleryError
+from store.postgres.connection import Connection
 from store.postgres.errors import translated
 from store.postgres.server import Server
 
@@ -54,17 +55,16 @@ class Replicas:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def wrote(self) -> None:
-        """To be called after each commit: from now on reads show it."""
-        if not self._replicas:
-            return
+    async def committed(self, connection: Connection) -> None:
+        """To be called after each commit, on its connection: from now on reads show it."""
         self._commits += 1
         commit = self._commits
-        with contextlib.suppress(ChandleryError):
-            await self._sample()
-        if self._covered < commit:
-            # Until the primary says how far its log is, it is the only one that is known to have this write.
-            self._owed = max(self._owed, commit)
+        try:
+            await self._sample(connection)
+        finally:
+            if self._covered < commit:
+                # Until the primary says how far its log is, it is the only one that is known to have this write.
+                self._owed = max(self._owed, commit)
 
     async def in_order(self) -> AsyncIterator[Server]:
         """The servers to try for one read, the best first."""
@@ -107,11 +107,10 @@ class Replicas:
             return await replica.replayed() >= needed
         return False
 
-    async def _sample(self) -> None:
+    async def _sample(self, connection: Connection | None = None) -> None:
         # What commits while the primary answers may lie behind the answer.
         commits = self._commits
-        with translated(self._primary.url):
-            position = await self._primary.written()
+        position = await self._primary.written(connection)
         self._samples.append((time.monotonic(), position))
         if commits > self._covered:
             self._covered, self._wrote_at = commits, max(self._wrote_at, position)

@@ -24,8 +24,6 @@ Work: TypeAlias = Callable[[Connection], Awaitable[_T]]
 Connect: TypeAlias = Callable[[DatabaseUrl, PoolRules, int, bool], Awaitable[Connection]]
 
 _QUERIES = queries("postgres_connection")
-#: Seconds for which a server that did not answer is left alone by reads that have another one.
-AWAY_SECONDS = 5.0
 _FOREIGN = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
 
 log = structlog.get_logger(__name__)
@@ -37,7 +35,7 @@ class Server:
     def __init__(self, url: DatabaseUrl, rules: PoolRules, make: Connect) -> None:
         self.url = url
         self.rules = rules
-        #: Transactions under way or waiting for a connection.
+        #: Transactions and questions under way or waiting for a connection.
         self.in_flight = 0
         #: What it said of itself at the first connection.
         self.facts: ServerFacts | None = None
@@ -70,8 +68,10 @@ class Server:
             raise
         await self.pool.fill(min(connections, self.rules.most) - self.pool.size)
 
-    async def transaction(self, begin: str, work: Work[_T]) -> _T:
+    async def transaction(self, begin: str, work: Work[_T], after: Work[None] | None = None) -> _T:
         """Run `work` between `begin` and COMMIT on one connection; rolled back on any error.
+
+        `after` is run on the same connection after COMMIT; where it fails, the transaction has still succeeded.
 
         Where the connection had lain in the pool and turns out to be dead before COMMIT, all is done once more on a
         new one: the server has restarted, or a firewall forgot us.
@@ -84,7 +84,10 @@ class Server:
                 reused = False
                 try:
                     async with self._connection() as (connection, reused):
-                        return await self._run(connection, begin, work)
+                        done = await self._run(connection, begin, work)
+                        if after is not None:
+                            await self._run_after(connection, after)
+                        return done
                 except _FOREIGN as error:
                     stale = reused and connection_lost(error) and not isinstance(error, TimeoutError)
                     if last or not stale:
@@ -102,9 +105,11 @@ class Server:
         finally:
             connection.terminate()
 
-    async def written(self) -> int:
-        """How far the primary's log is written, in bytes."""
-        return int(await self._asked("written_position") or 0)
+    async def written(self, connection: Connection | None = None) -> int:
+        """How far the primary's log is written, in bytes; asked on `connection` where there is one."""
+        if connection is None:
+            return int(await self._asked("written_position") or 0)
+        return int(await connection.fetchval(_QUERIES["written_position"], timeout=self.rules.connect_seconds) or 0)
 
     async def replayed(self) -> int:
         """How far this replica has followed; -1 where it follows nobody."""
@@ -124,6 +129,7 @@ class Server:
         await self.pool.close()
 
     async def _asked(self, query: str) -> int | None:
+        self.in_flight += 1
         try:
             async with self._connection() as (connection, _):
                 value: int | None = await connection.fetchval(_QUERIES[query], timeout=self.rules.connect_seconds)
@@ -131,6 +137,8 @@ class Server:
         except _FOREIGN as error:
             self._note(error)
             raise
+        finally:
+            self.in_flight -= 1
 
     @contextlib.asynccontextmanager
     async def _connection(self) -> AsyncIterator[tuple[Connection, bool]]:
@@ -162,9 +170,9 @@ class Server:
             return
         now = time.monotonic()
         self.seen_at = -1
-        self._away_until = now + AWAY_SECONDS
+        self._away_until = now + self.rules.away_seconds
         if isinstance(error, TimeoutError):
-            self._silent_until = now + AWAY_SECONDS
+            self._silent_until = now + self.rules.away_seconds
         if not self._told_away:
             self._told_away = True
             log.warning("database does not answer", database=self.url.shown, error=type(error).__name__)
@@ -198,6 +206,13 @@ class Server:
             # A statement failed and `work` went on as if it had not.
             raise StoreUnusable(f"{self.url.shown}: a statement of this transaction failed; nothing was written")
         return done
+
+    async def _run_after(self, connection: Connection, after: Work[None]) -> None:
+        try:
+            await after(connection)
+        except _FOREIGN as error:
+            connection.terminate()
+            self._note(error)
 
     async def _connect(self) -> Connection:
         if self.facts is None:
