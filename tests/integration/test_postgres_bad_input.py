@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +14,7 @@ from market.errors import BadInput, ChandleryError, StoreUnavailable, StoreUnusa
 from store.postgres.address import DatabaseUrl
 from store.postgres.connection import PoolRules
 from store.postgres.database import Database
+from tests.support.certificates import Authority
 from tests.support.postgres_server import PASSWORD, PrivatePostgres
 from tests.support.server_process import free_port
 
@@ -87,6 +90,40 @@ async def test_a_database_that_does_not_exist(url: DatabaseUrl) -> None:
 
 async def test_tls_where_the_server_has_none(url: DatabaseUrl) -> None:
     await refused(replace(url, sslmode="require"), BadInput, "or a server with TLS .this one offers none")
+
+
+@pytest.fixture(scope="module")
+def tls_only(postgres: PrivatePostgres, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
+    """The address of a server that lets nobody in without TLS, and the file of its authority."""
+    del postgres
+    authority, folder = Authority(), tmp_path_factory.mktemp("authority")
+    (folder / "ca.pem").write_text(authority.certificate)
+    (folder / "other.pem").write_text(Authority().certificate)
+    with PrivatePostgres() as server:
+        pair = authority.server("127.0.0.1")
+        for name, text in (("server.crt", pair.certificate), ("server.key", pair.key)):
+            path = server.data / name
+            path.write_text(text)
+            path.chmod(0o600)
+            shutil.chown(path, server.data.owner(), server.data.group())
+        (server.data / "pg_hba.conf").write_text("local all all trust\nhostssl all all all scram-sha-256\n")
+        server.reload("ssl", "on")
+        yield server.url("postgres"), folder
+
+
+async def test_tls_where_the_server_demands_it(tls_only: tuple[str, Path]) -> None:
+    text, folder = tls_only
+    encrypted = "SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()"
+    for mode in ("", "?sslmode=require", f"?sslmode=verify-full&sslrootcert={folder}/ca.pem"):
+        async with Database.opened(DatabaseUrl.parse(text + mode), SHORT) as database:
+            assert await database.read(lambda one: one.fetchval(encrypted))
+    url = DatabaseUrl.parse(f"{text}?sslmode=disable")
+    await refused(url, BadInput, "with the TLS it asks for .*no encryption")
+    url = DatabaseUrl.parse(f"{text}?sslmode=verify-ca&sslrootcert={folder}/other.pem")
+    await refused(url, BadInput, "an sslmode and sslrootcert that fit the server's certificate .*verify failed")
+    named = text.replace("127.0.0.1", "localhost")
+    url = DatabaseUrl.parse(f"{named}?sslmode=verify-full&sslrootcert={folder}/ca.pem")
+    await refused(url, BadInput, "that fit the server's certificate .*Hostname mismatch")
 
 
 async def test_a_certificate_that_is_not_there(url: DatabaseUrl) -> None:
