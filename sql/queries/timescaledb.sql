@@ -2,55 +2,55 @@
 
 -- name: read_candles_5m
 -- Candles of 5m of (instrument, start, end), oldest first.
-SELECT open_time, open, high, low, close, volume::double precision AS volume,
-       coalesce(quote_volume::double precision, 'NaN') AS quote_volume, coalesce(trades, -1) AS trades,
-       coalesce(taker_buy_volume::double precision, 'NaN') AS taker_buy_volume,
-       coalesce(taker_buy_quote_volume::double precision, 'NaN') AS taker_buy_quote_volume,
-       coalesce(early_close_time, '-infinity') AS early_close_time
+SELECT open_time, lseg(point(open, high), point(low, close)) AS prices,
+       lseg(point(volume::double precision, coalesce(quote_volume::double precision, 'NaN')),
+            point(coalesce(taker_buy_volume::double precision, 'NaN'),
+                  coalesce(taker_buy_quote_volume::double precision, 'NaN'))) AS quantities,
+       coalesce(trades, -1) AS trades, coalesce(early_close_time, '-infinity') AS early_close_time
 FROM candles_5m
 WHERE instrument_id = $1 AND open_time >= $2 AND open_time < $3
 ORDER BY open_time;
 
 -- name: read_candles_15m
 -- Candles of 15m of (instrument, start, end), oldest first.
-SELECT open_time, open, high, low, close, volume::double precision AS volume,
-       coalesce(quote_volume::double precision, 'NaN') AS quote_volume, coalesce(trades, -1) AS trades,
-       coalesce(taker_buy_volume::double precision, 'NaN') AS taker_buy_volume,
-       coalesce(taker_buy_quote_volume::double precision, 'NaN') AS taker_buy_quote_volume,
-       coalesce(early_close_time, '-infinity') AS early_close_time
+SELECT open_time, lseg(point(open, high), point(low, close)) AS prices,
+       lseg(point(volume::double precision, coalesce(quote_volume::double precision, 'NaN')),
+            point(coalesce(taker_buy_volume::double precision, 'NaN'),
+                  coalesce(taker_buy_quote_volume::double precision, 'NaN'))) AS quantities,
+       coalesce(trades, -1) AS trades, coalesce(early_close_time, '-infinity') AS early_close_time
 FROM candles_15m
 WHERE instrument_id = $1 AND open_time >= $2 AND open_time < $3
 ORDER BY open_time;
 
 -- name: read_candles_1h
 -- Candles of 1h of (instrument, start, end), oldest first.
-SELECT open_time, open, high, low, close, volume::double precision AS volume,
-       coalesce(quote_volume::double precision, 'NaN') AS quote_volume, coalesce(trades, -1) AS trades,
-       coalesce(taker_buy_volume::double precision, 'NaN') AS taker_buy_volume,
-       coalesce(taker_buy_quote_volume::double precision, 'NaN') AS taker_buy_quote_volume,
-       coalesce(early_close_time, '-infinity') AS early_close_time
+SELECT open_time, lseg(point(open, high), point(low, close)) AS prices,
+       lseg(point(volume::double precision, coalesce(quote_volume::double precision, 'NaN')),
+            point(coalesce(taker_buy_volume::double precision, 'NaN'),
+                  coalesce(taker_buy_quote_volume::double precision, 'NaN'))) AS quantities,
+       coalesce(trades, -1) AS trades, coalesce(early_close_time, '-infinity') AS early_close_time
 FROM candles_1h
 WHERE instrument_id = $1 AND open_time >= $2 AND open_time < $3
 ORDER BY open_time;
 
 -- name: read_candles_4h
 -- Candles of 4h of (instrument, start, end), oldest first.
-SELECT open_time, open, high, low, close, volume::double precision AS volume,
-       coalesce(quote_volume::double precision, 'NaN') AS quote_volume, coalesce(trades, -1) AS trades,
-       coalesce(taker_buy_volume::double precision, 'NaN') AS taker_buy_volume,
-       coalesce(taker_buy_quote_volume::double precision, 'NaN') AS taker_buy_quote_volume,
-       coalesce(early_close_time, '-infinity') AS early_close_time
+SELECT open_time, lseg(point(open, high), point(low, close)) AS prices,
+       lseg(point(volume::double precision, coalesce(quote_volume::double precision, 'NaN')),
+            point(coalesce(taker_buy_volume::double precision, 'NaN'),
+                  coalesce(taker_buy_quote_volume::double precision, 'NaN'))) AS quantities,
+       coalesce(trades, -1) AS trades, coalesce(early_close_time, '-infinity') AS early_close_time
 FROM candles_4h
 WHERE instrument_id = $1 AND open_time >= $2 AND open_time < $3
 ORDER BY open_time;
 
 -- name: read_candles_1d
 -- Candles of 1d of (instrument, start, end), oldest first.
-SELECT open_time, open, high, low, close, volume::double precision AS volume,
-       coalesce(quote_volume::double precision, 'NaN') AS quote_volume, coalesce(trades, -1) AS trades,
-       coalesce(taker_buy_volume::double precision, 'NaN') AS taker_buy_volume,
-       coalesce(taker_buy_quote_volume::double precision, 'NaN') AS taker_buy_quote_volume,
-       coalesce(early_close_time, '-infinity') AS early_close_time
+SELECT open_time, lseg(point(open, high), point(low, close)) AS prices,
+       lseg(point(volume::double precision, coalesce(quote_volume::double precision, 'NaN')),
+            point(coalesce(taker_buy_volume::double precision, 'NaN'),
+                  coalesce(taker_buy_quote_volume::double precision, 'NaN'))) AS quantities,
+       coalesce(trades, -1) AS trades, coalesce(early_close_time, '-infinity') AS early_close_time
 FROM candles_1d
 WHERE instrument_id = $1 AND open_time >= $2 AND open_time < $3
 ORDER BY open_time;

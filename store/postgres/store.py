@@ -66,11 +66,13 @@ class PostgresStore:
         rules: PoolRules = PoolRules(),  # noqa: B008 - frozen
         replicas: Sequence[DatabaseUrl] = (),
         mode: Mode | None = None,
+        refresh: bool = True,
     ) -> AsyncIterator[PostgresStore]:
         """Connect, make or upgrade the schema (unless `read_only`), close at the end.
 
         :param replicas: streaming replicas of the same server, to read from.
         :param mode: of a new database; None for TimescaleDB where the server offers it.
+        :param refresh: keep the continuous aggregates current in the background, and at the end.
         :raises BadInput: what the URL says is not so.
         :raises StoreUnavailable: the server does not answer.
         :raises StoreUnusable: another program's database, a missing right, a newer schema.
@@ -88,7 +90,7 @@ class PostgresStore:
             if not read_only:
                 if store._partitions is not None:
                     await store._partitions.make_ahead()
-                if store.aggregates is not None:
+                if store.aggregates is not None and refresh:
                     await stack.enter_async_context(store.aggregates.running())
             yield store
 
