@@ -89,6 +89,7 @@ class CatchUp:
         self._clock = clock
         self._rules = rules
         self._woken = asyncio.Event()
+        self._rounds = asyncio.Lock()
         #: Monotonic seconds; None for at once.
         self._all_compared: float | None = None
         #: Revisions at which a series was found equal.
@@ -136,6 +137,10 @@ class CatchUp:
         :param everything: compare all series, however long ago they were compared.
         :raises ChandleryError: one of the stores is away.
         """
+        async with self._rounds:
+            await self._round(everything)
+
+    async def _round(self, everything: bool) -> None:
         await self._secondary.use(lambda store: store.schema_version())
         if self._agreement.instruments_doubtful or everything:
             await self._copy_instruments()
@@ -306,7 +311,7 @@ def _absences(series: Series, items: Iterable[Item]) -> Iterator[CandleBatch]:
         if not isinstance(item, LedgerDifference) or item.primary is None:
             continue
         entry = item.primary
-        if entry.state is not CoverageState.PRESENT:
+        if not entry.state.has_candles:
             found.setdefault(entry.source, []).append(
                 Absence(
                     interval=item.interval,

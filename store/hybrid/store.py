@@ -139,12 +139,12 @@ class HybridStore:
         """Keep what an exchange says of its markets, in both stores."""
         self._agreement.instruments_doubtful = True
         await self._primary.use(lambda store: store.save_instruments(instruments))
-        if self._secondary.outage is None:
-            try:
+        try:
+            if self._secondary.outage is None:
                 await self._secondary.use(lambda store: store.save_instruments(instruments))
-            except UNABLE:
-                self._catch_up.say_behind()
-        self._catch_up.wake()
+        except UNABLE:
+            self._catch_up.say_behind()
+            self._catch_up.wake()
 
     async def page(
         self,

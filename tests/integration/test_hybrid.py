@@ -149,11 +149,9 @@ async def test_a_mistake_of_the_secondary_is_not_swallowed_and_loses_nothing(pai
 
 async def test_a_mistake_in_catching_up_is_said_at_once_and_at_the_end(pair: Pair) -> None:
     async def run() -> None:
+        pair.secondary.only = "series"
+        pair.secondary.down(ZeroDivisionError("a mistake"))
         async with pair.opened() as store:
-            pair.secondary.only = "chunks"
-            pair.secondary.down(ZeroDivisionError("a mistake"))
-            await store.write(batch(made(range(10))))
-            await store.save_instruments([])
             await until(lambda: "the secondary store is no longer kept up" in events(logs))
             assert await store.write(batch(made([11]))) == Written(inserted=1)
 

@@ -39,8 +39,9 @@ class Switch:
         self.only: str | None = None
         #: Names of the calls that reached the store.
         self.calls: list[str] = []
-        #: Called before each write, for example to let something else happen first.
+        #: Called before and after each write, for example to let something else happen first.
         self.before_write: Callable[[CandleBatch], Any] | None = None
+        self.after_write: Callable[[CandleBatch], Any] | None = None
 
     def down(self, error: Exception | None = None) -> None:
         self.error = error or StoreUnavailable("the server is down")
@@ -71,6 +72,8 @@ class FailingStore:
             if name == "write" and switch.before_write is not None:
                 await switch.before_write(arguments[0])
             answer = await found(*arguments, **named)
+            if name == "write" and switch.after_write is not None:
+                await switch.after_write(arguments[0])
             if name == "write" and switch.after_commit is not None:
                 error, switch.after_commit = switch.after_commit, None
                 raise error
@@ -84,7 +87,7 @@ def place(path: Path, clock: Any, switch: Switch, read_only: bool = False) -> Pl
 
     @contextlib.asynccontextmanager
     async def opened() -> AsyncIterator[CandleStore]:
-        if switch.error is not None:
+        if switch.error is not None and switch.only is None:
             raise switch.error
         async with SqliteStore.opened(path, clock, read_only) as store:
             yield FailingStore(store, switch)  # type: ignore[misc]
