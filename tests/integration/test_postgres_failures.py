@@ -141,9 +141,26 @@ async def test_a_server_that_falls_silent_is_not_waited_for_for_ever(url: Databa
             with pytest.raises(StoreUnavailable, match="does not answer in time"):
                 async with asyncio.timeout(8.0):
                     await run(notes)
+            # The others are lost too: each would take as long to find out.
+            assert database.primary.pool.idle == 0
         proxy.come_back()
         assert await writable(database, "b")
         assert await database.read(notes) == ["a", "b"]
+
+
+async def test_a_server_that_falls_silent_at_work_is_given_up(url: DatabaseUrl, proxy: CuttingProxy) -> None:
+    async def work(connection: Connection) -> None:
+        await note("half")(connection)
+        proxy.vanish()
+        await notes(connection)
+
+    async with Database.opened(replace(url, port=proxy.port), RULES) as database:
+        with pytest.raises(StoreUnavailable, match="does not answer in time"):
+            async with asyncio.timeout(8.0):
+                await database.write(work)
+        proxy.come_back()
+        assert await writable(database, "a")
+        assert await database.read(notes) == ["a"]
 
 
 async def test_silent_at_the_start(url: DatabaseUrl, proxy: CuttingProxy) -> None:
