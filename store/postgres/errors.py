@@ -86,7 +86,10 @@ def _told(error: asyncpg.PostgresError, url: DatabaseUrl) -> ChandleryError | No
     if isinstance(error, asyncpg.LockNotAvailableError):
         return StoreBusy(f"{url.shown}: another process holds a lock for too long; {_NOTHING}, try again")
     if isinstance(error, asyncpg.QueryCanceledError):
-        return StoreBusy(f"{url.shown}: a statement took too long and was stopped; {_NOTHING}, try again ({said})")
+        return StoreBusy(
+            f"{url.shown}: a statement took too long and was stopped ({said}); {_NOTHING}, "
+            "try again, or raise database_timeout"
+        )
     if isinstance(error, CONFLICTS):
         return StoreBusy(f"{url.shown}: others wrote the same rows again and again; {_NOTHING}, try again ({said})")
     if isinstance(error, asyncpg.TooManyConnectionsError):
