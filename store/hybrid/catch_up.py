@@ -218,9 +218,16 @@ class CatchUp:
             )
 
     async def _revisions(self, series: Series) -> tuple[int, int] | None:
+        """Of both stores; a series that only the primary knows is made known to the secondary."""
         ours = await self._primary.use(lambda store: store.facts(series))
         theirs = await self._secondary.use(lambda store: store.facts(series))
-        return None if ours is None or theirs is None else (ours.revision, theirs.revision)
+        if ours is None:
+            return None
+        if theirs is None:
+            nothing = CandleBatch(series=series, source=_NO_SOURCE, now_ms=LATEST_MS)
+            await self._secondary.use(lambda store: store.write(nothing))
+            return ours.revision, 0
+        return ours.revision, theirs.revision
 
     async def _lag(self, series: Series, settled: frozenset[Item]) -> _Lag:
         """What differs, as far as digests and ledgers say."""

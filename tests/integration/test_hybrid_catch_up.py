@@ -271,6 +271,7 @@ async def _live_through(pair: Pair, plan: list[Write | Event]) -> None:
             for one in part:
                 await _do(pair, store, one)
     pair.secondary.up()
+    pair.primary.after_commit = pair.secondary.after_commit = None
     async with pair.opened() as store:
         await store.catch_up()
         assert not store.status.behind
