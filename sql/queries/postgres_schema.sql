@@ -26,7 +26,7 @@ SELECT pg_advisory_xact_lock(hashtext('chandlery upgrade'));
 -- name: have_patience
 -- An upgrade may take long, and waits for another one.
 SET LOCAL statement_timeout = 0;
-SET LOCAL lock_timeout = '120s';
+SET LOCAL lock_timeout = '600s';
 
 -- name: other_tables
 -- Tables in the place where ours would stand, of another program.

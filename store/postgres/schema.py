@@ -18,6 +18,8 @@ log = structlog.get_logger(__name__)
 QUERIES = sql.queries("postgres_schema")
 TIMESCALE_QUERIES = sql.queries("timescaledb")
 LATEST = sql.migrations("postgres", "plain")[-1][0]
+#: A migration may take this long, or wait this long for another process's.
+_PATIENCE_SECONDS = 3600.0
 
 
 @dataclass(frozen=True)
@@ -88,13 +90,13 @@ async def upgrade(database: Database, wanted: Mode | None = None) -> tuple[Schem
 
         async def step(connection: Connection, version: int = version, name: str = name, text: str = text) -> bool:
             await connection.execute(QUERIES["have_patience"])
-            await connection.execute(QUERIES["lock_upgrade"])
+            await connection.execute(QUERIES["lock_upgrade"], timeout=_PATIENCE_SECONDS)
             there = await look(connection, location)
             if there is not None and there.version >= version:
                 return False
             if there is None:
                 await connection.execute(QUERIES["make_versions"])
-            await connection.execute(text)
+            await connection.execute(text, timeout=_PATIENCE_SECONDS)
             await connection.execute(QUERIES["save_version"], version, name, mode.value)
             return True
 
