@@ -7,9 +7,13 @@ CREATE TABLE IF NOT EXISTS schema_versions (
     applied_at timestamptz NOT NULL DEFAULT now()
 );
 
--- name: has_versions
--- Whether the table of versions is there; another program's database has none.
-SELECT to_regclass('schema_versions') IS NOT NULL;
+-- name: look_around
+-- Whether our table of versions is there, and whether tables are there that bear our names. By pg_class and not by
+-- to_regclass: that one may answer from before the lock of an upgrade was waited for.
+SELECT coalesce(bool_or(relname = 'schema_versions'), false) AS versions,
+       coalesce(bool_or(relname <> 'schema_versions'), false) AS tables
+FROM pg_class
+WHERE relname IN ('schema_versions', 'candles', 'series', 'instruments', 'coverage') AND pg_table_is_visible(oid);
 
 -- name: read_version
 -- The newest migration of this database and its mode.
@@ -28,16 +32,12 @@ SELECT pg_advisory_xact_lock(hashtext('chandlery upgrade'));
 SET LOCAL statement_timeout = 0;
 SET LOCAL lock_timeout = '600s';
 
--- name: other_tables
--- Tables in the place where ours would stand, of another program.
-SELECT count(*) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-WHERE n.nspname = current_schema() AND c.relname IN ('candles', 'series', 'instruments', 'coverage');
-
 -- name: offers_timescaledb
 -- The version of the extension, if the database has it; else, whether the server could give it.
 SELECT (SELECT extversion FROM pg_extension WHERE extname = 'timescaledb') AS installed,
        EXISTS (SELECT FROM pg_available_extensions WHERE name = 'timescaledb') AS available,
-       current_setting('shared_preload_libraries') LIKE '%timescaledb%' AS loaded,
+       -- Its loader's setting; the list of preloaded libraries is not for everybody to read.
+       current_setting('timescaledb.disable_load', true) IS NOT NULL AS loaded,
        current_setting('timescaledb.license', true) AS licence,
        current_setting('server_version') AS server;
 

@@ -39,8 +39,10 @@ async def look(connection: Connection, location: str) -> Schema | None:
     :raises SchemaTooNew: written by a newer release.
     :raises StoreUnusable: another program's database.
     """
-    if not await connection.fetchval(QUERIES["has_versions"]):
-        if await connection.fetchval(QUERIES["other_tables"]):
+    found = await connection.fetchrow(QUERIES["look_around"])
+    assert found is not None
+    if not found["versions"]:
+        if found["tables"]:
             raise StoreUnusable(
                 f"{location} has tables of another program under our names; name an empty database in database_url"
             )
@@ -127,7 +129,8 @@ async def _choose(database: Database, wanted: Mode | None) -> tuple[Mode, str]:
         except StoreUnusable as error:
             if not isinstance(error.__cause__, asyncpg.InsufficientPrivilegeError):
                 raise
-            what = f"the role may not create the extension timescaledb ({error.__cause__})"
+            said = str(error.__cause__).splitlines()[0]
+            what = f"the role may not create the extension timescaledb ({said})"
             hint = f"have an administrator run CREATE EXTENSION timescaledb in {database.url.database}"
             if wanted is Mode.TIMESCALEDB:
                 raise StoreUnusable(f"{database.location}: {what}; {hint}") from error
