@@ -26,6 +26,7 @@ import structlog
 from market.candle import CandleState, open_times_ms
 from market.clock import LATEST_MS, Clock
 from market.coverage import CoverageState, Covered
+from market.errors import StoreUnusable
 from market.instrument import Series
 from market.interval import Interval, IntervalSet
 from store.batch import Absence, CandleBatch, Written
@@ -45,6 +46,8 @@ log = structlog.get_logger(__name__)
 
 #: Differences of one series in memory at a time.
 _ITEMS_AT_ONCE = 10_000
+#: What a ledger says where there is no candle.
+_ABSENT = (CoverageState.EMPTY, CoverageState.EXCHANGE_OUTAGE, CoverageState.OWN_OUTAGE)
 #: The source of candles of which the primary's ledger does not say who brought them.
 _NO_SOURCE = "primary"
 
@@ -100,15 +103,16 @@ class CatchUp:
         """Something fell behind."""
         self._woken.set()
 
-    def say_behind(self) -> None:
+    def say_behind(self, error: str | None = None) -> None:
         """Say once, until all is current again, that the secondary does not follow."""
         if not self._said_behind:
             self._said_behind = True
-            outage = self._secondary.outage
+            if error is None and self._secondary.outage is not None:
+                error = self._secondary.outage.error
             log.warning(
                 "the secondary store is behind; it will catch up by itself",
                 secondary=self._secondary.location,
-                error=None if outage is None else outage.error,
+                error=error,
             )
 
     async def run(self) -> None:
@@ -118,9 +122,11 @@ class CatchUp:
             self._woken.clear()
             try:
                 await self.round()
-            except UNABLE:
+            except UNABLE as error:
                 # Its side has kept what it said. Writes do not wake us before the pause is over.
-                self._all_compared = None
+                if not isinstance(error, StoreUnusable):
+                    # Who knows what other processes wrote meanwhile.
+                    self._all_compared = None
                 if self._secondary.outage is not None:
                     self.say_behind()
                 await asyncio.sleep(pause)
@@ -149,10 +155,19 @@ class CatchUp:
         )
         if due or everything:
             await self._doubt_all(everything)
+        refused: StoreUnusable | None = None
         for series in self._agreement.doubtful:
             started = time.monotonic()
-            await self._settle(series)
+            try:
+                await self._settle(series)
+            except StoreUnusable as error:
+                # It may refuse this one only (it has archived the range), so the others get their turn.
+                refused = error
             await self._leave_room(started)
+        if refused is not None:
+            self.say_behind(str(refused))
+            await self._secondary.use(lambda store: store.schema_version())
+            raise refused
         if due or everything:
             self._all_compared = time.monotonic()
             self._agreement.compared_at = self._clock.now_ms()
@@ -251,18 +266,26 @@ class CatchUp:
         return whole <= self._rules.rows_at_once * series.timeframe.milliseconds
 
     async def _copy(self, series: Series, items: Iterable[Item], *, paced: bool) -> None:
-        """Candles first, then absences: a candle beats an absence whatever the order."""
+        """Candles first, then absences: a candle beats an absence whatever the order.
+
+        :raises StoreUnusable: the secondary refused a part; the others were copied.
+        """
         items = list(items)
-        for run in _spans(series, items):
-            for span in pieces(run, series.timeframe, self._rules.rows_at_once):
-                started = time.monotonic()
-                page = await self._primary.use(partial(_page, series, span))
-                for batch in _by_source(series, page):
+        refused: StoreUnusable | None = None
+        for span in _parts(series, items, self._rules.rows_at_once):
+            started = time.monotonic()
+            page = await self._primary.use(partial(_page, series, span))
+            for batch in _by_source(series, page):
+                try:
                     await self._secondary.use(partial(_write, batch))
-                if paced:
-                    await self._leave_room(started)
+                except StoreUnusable as error:
+                    refused = error
+            if paced:
+                await self._leave_room(started)
         for batch in _absences(series, items):
             await self._secondary.use(partial(_write, batch))
+        if refused is not None:
+            raise refused
 
     async def _leave_room(self, started: float) -> None:
         """Rest in proportion to the time since `started`, monotonic seconds."""
@@ -287,16 +310,21 @@ def _spans(series: Series, items: Iterable[Item]) -> IntervalSet:
     for item in items:
         if isinstance(item, ChunkDifference):
             found.append(chunk_interval(item.start, series.timeframe))
-        elif item.primary is not None and item.primary.state is CoverageState.PRESENT:
+        elif item.primary is not None and item.primary.state not in _ABSENT:
             found.append(item.interval)
     return IntervalSet(found)
+
+
+def _parts(series: Series, items: Iterable[Item], buckets: int) -> Iterator[Interval]:
+    for run in _spans(series, items):
+        yield from pieces(run, series.timeframe, buckets)
 
 
 def _by_source(series: Series, page: StoredPage) -> Iterator[CandleBatch]:
     """The candles of a page as batches, each with the source that the ledger names for them."""
     if not page.table.num_rows:
         return
-    present = [one for one in page.coverage if one.state is CoverageState.PRESENT]
+    present = [one for one in page.coverage if one.state not in _ABSENT]
     times = open_times_ms(page.table)
     names = sorted({one.source for one in present})
     # The last entry stands for "in none".

@@ -15,12 +15,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
-from market.candle import CandleState
+from market.candle import CandleState, open_times_ms
 from market.coverage import CoverageState
-from market.errors import StoreBusy, StoreUnavailable
-from market.instrument import Instrument
+from market.errors import StoreBusy, StoreUnavailable, StoreUnusable
+from market.instrument import Instrument, Series
 from market.timeframe import TIMEFRAMES
-from store.batch import Written
+from store.batch import CandleBatch, Written
+from store.difference import chunk_differences
 from store.hybrid import catch_up
 from store.hybrid.store import HybridStore
 from tests.contract.test_candle_store_model import Write, to_batch, writes
@@ -227,6 +228,40 @@ async def test_a_write_between_the_copy_and_the_comparison_is_not_lost(pair: Pai
         async with pair.opened() as store:
             await store.catch_up()
             assert await second.read(BTC, at(50), at(51)) == made([50], version=1)
+    await pair.assert_agree()
+
+
+async def test_what_the_secondary_refuses_for_one_day_does_not_keep_the_rest_away(pair: Pair) -> None:
+    """As a database does that has archived the day."""
+    pair.rules = replace(pair.rules, rows_at_once=1440)
+
+    async def refuse(one: CandleBatch) -> None:
+        if one.series == BTC and {at(5), at(6)} & set(open_times_ms(one.table).tolist()):
+            raise StoreUnusable("archived")
+
+    async with pair.opened() as store:
+        await store.write(batch(made(range(3000))))
+        await store.write(batch(made(range(10)), series=ETH))
+        await store.catch_up()
+        pair.secondary.before_write = refuse
+        with capture_logs() as logs:
+            await store.write(batch(made([5], version=1)))
+            await store.write(batch(made(range(2990, 3100), version=1)))
+            await store.write(batch(made(range(20)), series=ETH))
+            async with pair.each() as (first, second):
+
+                async def lacks(series: Series, *days: int) -> bool:
+                    found = chunk_differences(await first.chunks(series), await second.chunks(series))
+                    return [one.start for one in found] == [START + day * DAY for day in days]
+
+                await until(lambda: lacks(BTC, 0))
+                await until(lambda: lacks(ETH))
+            await until(lambda: list(store.status.behind) == [BTC])
+            assert [one["event"] for one in logs if one["log_level"] == "warning"] == [
+                "the secondary store is behind; it will catch up by itself"
+            ]
+        pair.secondary.before_write = None
+        await until(lambda: store.status.current)
     await pair.assert_agree()
 
 

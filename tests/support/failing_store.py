@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import inspect
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -131,10 +131,13 @@ class Pair:
             yield a, b
 
 
-async def until(condition: Callable[[], bool]) -> None:
+async def until(condition: Callable[[], bool | Awaitable[bool]]) -> None:
     """Return as soon as the condition holds; other tasks run meanwhile."""
     end = time.monotonic() + DEADLINE
-    while not condition():
+    while True:
+        holds = condition()
+        if holds if isinstance(holds, bool) else await holds:
+            return
         assert time.monotonic() < end, "it did not come true in time"
         await asyncio.sleep(0.001)
 
