@@ -83,23 +83,28 @@ class Source(Protocol):
 
 
 def connect(target: str | Path) -> Client:
-    """A client of the service at a URL, or of a home folder on this machine (read-only, no service needed).
+    """A client of the service at a URL, or of a store itself (read-only, no service needed).
 
     Nothing is sent to a service before the first question.
 
-    :param target: ``http://host:port`` or a folder (what ``--home`` names).
+    :param target: ``http://host:port``, a folder (what ``--home`` names) with an SQLite file in it, or
+        ``postgresql://user:password@host:5432/database``.
     :raises NotFound: the folder holds no database.
+    :raises StoreUnavailable: the database server does not answer.
     :raises StoreUnusable: the database cannot be read, or is newer than this release.
     """
     text = str(target)
     if text.startswith(("http://", "https://")):
         return Client(HttpSource(text))
-    if "://" in text:
-        raise BadInput("target", text, "an address that begins with http:// or https://, or a home folder")
-    # The store is needed for a home alone; a client of a service does without it.
+    postgres = text.startswith(("postgresql:", "postgres:", "postgresql+cloudsql:"))
+    if "://" in text and not postgres:
+        accepted = "an address that begins with http://, https:// or postgresql://, or a home folder"
+        # What follows the scheme may be a password.
+        raise BadInput("target", text.partition("://")[0] + "://...", accepted)
+    # The store is needed for itself alone; a client of a service does without it.
     from chandlery.client_home import HomeSource  # noqa: PLC0415 - see above
 
-    return Client(HomeSource.opened(Path(target)))
+    return Client(HomeSource.opened_database(text) if postgres else HomeSource.opened(Path(target)))
 
 
 class Client:

@@ -9,21 +9,24 @@ from __future__ import annotations
 import asyncio
 import weakref
 from collections.abc import Coroutine, Mapping
-from contextlib import AsyncExitStack
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from pathlib import Path
 from threading import Thread
 from typing import Any, TypeVar
 
 import pyarrow as pa
 
+from chandlery.wiring import postgres_module
 from market.clock import SystemClock
 from market.errors import NotFound
 from market.instrument import Series, check_exchange
 from serve.columns import chosen_columns
 from serve.ranges import asked_interval, check_as_of, check_order, check_start
 from serve.records import covered_record, instrument_record, pairs, series_record
+from store.candle_store import CandleStore
 from store.live import LiveCandles
 from store.market_data import MarketData
+from store.postgres.address import DatabaseUrl
 from store.sqlite.store import DATABASE_NAME, SqliteStore
 
 _T = TypeVar("_T")
@@ -33,7 +36,7 @@ class HomeSource:
     """The store of one home. Open with :meth:`opened`."""
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, thread: Thread, resources: AsyncExitStack, store: SqliteStore
+        self, loop: asyncio.AbstractEventLoop, thread: Thread, resources: AsyncExitStack, store: CandleStore
     ) -> None:
         self._loop = loop
         self._clock = SystemClock()
@@ -51,13 +54,27 @@ class HomeSource:
         if not path.is_file():
             hint = f"a home folder with a {DATABASE_NAME} in it; `chandlery backfill` makes one"
             raise NotFound("home", str(home), hint=hint)
+        return cls._running(SqliteStore.opened(path, SystemClock(), read_only=True))
+
+    @classmethod
+    def opened_database(cls, url: str) -> HomeSource:
+        """Open the PostgreSQL database at `url` for reading.
+
+        :raises BadInput: what the URL says is not so, or the extra ``postgres`` is not installed.
+        :raises StoreUnavailable: the server does not answer.
+        """
+        address = DatabaseUrl.parse(url, "target")
+        return cls._running(postgres_module(address).PostgresStore.opened(address, SystemClock(), read_only=True))
+
+    @classmethod
+    def _running(cls, opening: AbstractAsyncContextManager[CandleStore]) -> HomeSource:
+        """The store, in the loop of a thread of its own."""
         loop = asyncio.new_event_loop()
         thread = Thread(target=loop.run_forever, name="chandlery-home", daemon=True)
         thread.start()
         resources = AsyncExitStack()
         try:
-            opening = resources.enter_async_context(SqliteStore.opened(path, SystemClock(), read_only=True))
-            store = asyncio.run_coroutine_threadsafe(opening, loop).result()
+            store = asyncio.run_coroutine_threadsafe(resources.enter_async_context(opening), loop).result()
         except BaseException:
             _stop(loop, thread)
             raise

@@ -59,7 +59,7 @@ def _place(setting: str, url: str | None, settings: Settings, read_only: bool) -
     others = [DatabaseUrl.parse(one, "replica_urls") for one in replicas]
 
     def opened() -> contextlib.AbstractAsyncContextManager[CandleStore]:
-        postgres = _postgres(address)
+        postgres = postgres_module(address)
         rules = postgres.pool_rules(settings.pool_min, settings.pool_max, settings.database_timeout)
         store: contextlib.AbstractAsyncContextManager[CandleStore] = postgres.PostgresStore.opened(
             address, CLOCK, read_only, rules=rules, replicas=others, mode=settings.database_mode
@@ -69,7 +69,7 @@ def _place(setting: str, url: str | None, settings: Settings, read_only: bool) -
     return Place(location=address.shown, open=opened)
 
 
-def _postgres(address: DatabaseUrl) -> ModuleType:
+def postgres_module(address: DatabaseUrl) -> ModuleType:
     """The module of the PostgreSQL store. Its driver is an extra, and takes time to import."""
     try:
         return importlib.import_module("store.postgres.store")
@@ -112,7 +112,7 @@ async def upgraded(settings: Settings) -> tuple[list[int], int]:
     address = settings.postgres_url
     if address is None:
         return await SqliteStore.upgraded(settings.database_path), sqlite_schema.LATEST
-    postgres = _postgres(address)
+    postgres = postgres_module(address)
     rules = postgres.pool_rules(settings.pool_min, settings.pool_max, settings.database_timeout)
     return await postgres.PostgresStore.upgraded(address, settings.database_mode, rules), postgres.LATEST
 

@@ -61,7 +61,9 @@ def chandlery(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 
 
 @contextmanager
-def started(*arguments: object, ready: str, deadline: float = 120.0) -> Iterator[tuple[subprocess.Popen[str], str]]:
+def started(
+    *arguments: object, ready: str, deadline: float = 120.0, env: dict[str, str] | None = None
+) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """A command as a process of its own; gives the line that contains `ready`. Interrupted at the end."""
     process = subprocess.Popen(
         [sys.executable, "-W", "error", "-m", "chandlery", *[str(one) for one in arguments]],
@@ -69,7 +71,7 @@ def started(*arguments: object, ready: str, deadline: float = 120.0) -> Iterator
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env={name: value for name, value in os.environ.items() if not name.startswith("CHANDLERY_")},
+        env={name: value for name, value in os.environ.items() if not name.startswith("CHANDLERY_")} | (env or {}),
     )
     assert process.stdout is not None
     watchdog = threading.Timer(deadline, process.kill)

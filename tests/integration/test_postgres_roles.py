@@ -128,7 +128,7 @@ async def test_a_role_that_may_only_read_reads(
         with pytest.raises(StoreUnusable, match="opened for reading only"):
             await store.write(batch(made([1])))
     async with PostgresStore.opened(url, clock) as store:
-        with pytest.raises(StoreUnusable, match="lacks a right .*GRANT"):
+        with pytest.raises(StoreUnusable, match=r"lacks a right .*GRANT"):
             await store.write(batch(made([1])))
 
 

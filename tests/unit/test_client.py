@@ -63,7 +63,7 @@ def test_a_file_that_is_no_database_is_unusable(tmp_path: Path) -> None:
         chandlery.connect(str(tmp_path))
 
 
-@pytest.mark.parametrize("target", ["postgresql://localhost/x", "ftp://x", "http://", "http://:80", "ws://x"])
+@pytest.mark.parametrize("target", ["mysql://u:s3cret@localhost/x", "ftp://x", "http://", "http://:80", "ws://x"])
 def test_an_address_of_another_kind_is_refused(target: str) -> None:
     with pytest.raises(BadInput) as caught:
         chandlery.connect(target)
