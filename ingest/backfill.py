@@ -159,12 +159,12 @@ async def _report(
     def buckets(intervals: IntervalSet) -> int:
         return sum(filler.buckets(series, one) for one in intervals)
 
-    def in_state(state: CoverageState) -> IntervalSet:
-        return IntervalSet(one.interval for one in covered if one.state is state) - missing
+    def in_state(*states: CoverageState) -> IntervalSet:
+        return IntervalSet(one.interval for one in covered if one.state in states) - missing
 
     return SeriesReport(
         series=series,
-        stored=buckets(in_state(CoverageState.PRESENT)),
+        stored=buckets(in_state(CoverageState.PRESENT, CoverageState.ARCHIVED)),
         written=filled.written.written,
         verified_empty=buckets(in_state(CoverageState.EMPTY)),
         missing=buckets(missing),

@@ -28,7 +28,7 @@ from ingest.patience import PatientHistory
 from ingest.report import NoProgress, Progress
 from market.candle import CandleState, by_open_time, no_candles, open_times_ms
 from market.clock import EARLIEST_MS, Clock, iso
-from market.coverage import CoverageState, Covered, gaps
+from market.coverage import CoverageState, Covered, archived, gaps
 from market.errors import Mismatch
 from market.instrument import Instrument, Series
 from market.interval import Interval, IntervalSet
@@ -106,12 +106,15 @@ class GapFiller:
         """Fill the gaps of `series` in `closed`, which :meth:`closed` gave.
 
         :param filled: the account to add to; it is right up to the last commit even if this raises.
-        :param again: read what is known too: candles that the exchange has changed since become corrections.
+        :param again: read what is known too: candles that the exchange has changed since become corrections. Not
+            what is in the archive alone.
         :raises Mismatch: if the exchange's answers do not advance.
         """
         account = filled or Filled()
         known = await self._store.coverage(series, closed)
-        unknown = IntervalSet([closed]) if again else gaps(closed, known, self._local.now_ms())
+        # The database takes no corrections of what it has handed to the archive.
+        everything = IntervalSet([closed]) - archived(known)
+        unknown = everything if again else gaps(closed, known, self._local.now_ms())
         self._progress.planned(series, sum(self.buckets(series, gap) for gap in unknown))
         for gap in unknown:
             await self._fill_gap(series, gap, account)
@@ -239,7 +242,7 @@ class GapFiller:
         """The first hole, if it lies before the first candle that the exchange has of this series."""
         first_hole = next(iter(holes))
         earlier = await self._store.coverage(series, Interval(EARLIEST_MS, first_hole.start + 1))
-        if any(one.state is CoverageState.PRESENT for one in earlier):
+        if any(one.state.has_candles for one in earlier):
             return None
         closed = self._clock.now_ms() - self._settle_ms
         first = await self._history.first_open(series.symbol, series.timeframe, EARLIEST_MS, closed)

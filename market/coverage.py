@@ -20,6 +20,13 @@ class CoverageState(StrEnum):
     EXCHANGE_OUTAGE = "exchange_outage"
     #: We were down and the exchange no longer serves the range.
     OWN_OUTAGE = "own_outage"
+    #: Every bucket had a stored candle, which is now in the archive and no longer in the database.
+    ARCHIVED = "archived"
+
+    @property
+    def has_candles(self) -> bool:
+        """True where every bucket has a candle, in the database or in the archive."""
+        return self in (CoverageState.PRESENT, CoverageState.ARCHIVED)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +48,11 @@ class Covered:
 def known(covered: Iterable[Covered], at_ms: int) -> IntervalSet:
     """What the entries say anything of at that time: all but those that have expired."""
     return IntervalSet(one.interval for one in covered if one.expires_at is None or one.expires_at > at_ms)
+
+
+def archived(covered: Iterable[Covered]) -> IntervalSet:
+    """Where the candles are in the archive and not in the database."""
+    return IntervalSet(one.interval for one in covered if one.state is CoverageState.ARCHIVED)
 
 
 def gaps(wanted: Interval, covered: Iterable[Covered], now_ms: int) -> IntervalSet:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import date, datetime
 
 import numpy as np
+import numpy.typing as npt
 
 from market.clock import iso, to_ms
 from market.errors import BadInput
@@ -89,6 +90,16 @@ class IntervalSet:
     def __contains__(self, ms: int) -> bool:
         at = bisect_right(self._intervals, ms, key=lambda one: one.start) - 1
         return at >= 0 and ms < self._intervals[at].end
+
+    def contains_all(self, instants: Int64s) -> npt.NDArray[np.bool_]:
+        """For each instant, whether it lies in the set."""
+        starts = np.array([one.start for one in self._intervals], np.int64)
+        ends = np.array([one.end for one in self._intervals], np.int64)
+        # An instant inside has passed one start more than ends.
+        inside: npt.NDArray[np.bool_] = np.searchsorted(starts, instants, "right") > np.searchsorted(
+            ends, instants, "right"
+        )
+        return inside
 
     @property
     def duration(self) -> int:

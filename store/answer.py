@@ -29,7 +29,7 @@ class CandleAnswer:
     fingerprint: str
     #: Where the next page starts (epoch milliseconds), or None at the end of the interval.
     next_start: int | None
-    #: ``memory``, ``router``, ``disk`` or ``database``.
+    #: ``memory``, ``router``, ``disk``, ``database`` or ``archive``.
     tier: str
     #: Milliseconds since the answer's tier last agreed with the database; 0 for the database itself.
     age_ms: int = 0

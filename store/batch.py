@@ -26,7 +26,7 @@ class Absence:
     expires_at: int | None = None
 
     def __post_init__(self) -> None:
-        if self.state is CoverageState.PRESENT:
+        if self.state.has_candles:
             raise BadInput(
                 "state", self.state.value, "a state of absence; only a stored candle makes a range present"
             )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import pyarrow as pa
@@ -12,7 +12,7 @@ from market.candle import Refusal
 from market.coverage import Covered
 from market.fingerprint import Digest
 from market.instrument import Instrument, Series
-from market.interval import Interval
+from market.interval import Interval, IntervalSet
 from market.timeframe import Timeframe
 from store.answer import SeriesInfo
 from store.batch import CandleBatch, Written
@@ -30,6 +30,8 @@ class Chunk:
     digest: Digest
     #: The series' revision when it last changed.
     revision: int
+    #: True where the rows are in the archive and no longer in the database; the digest is still theirs.
+    archived: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +54,8 @@ class StoredPage:
     table: pa.Table
     #: Clipped to what was asked, or to what a limit left of it.
     coverage: list[Covered]
+    #: Where candles lie in the archive alone, so that `table` lacks them.
+    unread: IntervalSet = field(default_factory=IntervalSet)
     #: Another one where a second store answered for the database (:mod:`store.hybrid.agreement`) ...
     tier: str = DATABASE_TIER
     #: ... and the milliseconds since that agreed with it.
@@ -88,6 +92,8 @@ class CandleStore(Protocol):
         as_of_ms: int | None = None,
     ) -> pa.Table:
         """Stored candles with ``start_ms <= open_time < end_ms``, sorted, in the candle schema.
+
+        Archived candles are not among them; :meth:`page` says where these are.
 
         :param limit: at most this many rows: the first ones, or the last ones where `newest`.
         :param as_of_ms: the rows as they were known then; epoch milliseconds of our clock.

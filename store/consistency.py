@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Iterable, Iterator
 from dataclasses import replace
 
 import numpy as np
+import pyarrow as pa
 
 from market.candle import open_times_ms
 from market.clock import LATEST_MS
@@ -38,19 +39,24 @@ async def differences(
 ) -> AsyncIterator[Difference]:
     """Everything in which two stores differ over one series: candles, then digests, then the ledger.
 
+    Candles that one of them has in the archive alone are compared by their digests only.
+
     What differs is read twice: a write may have reached one of the stores between the two readings of one moment.
 
     :param rows: read all candles of both and trust no digest; else only where digests differ, which takes
         milliseconds where none does.
     """
-    unequal = chunk_differences(await primary.chunks(series), await secondary.chunks(series))
+    ours, theirs = await primary.chunks(series), await secondary.chunks(series)
+    unequal = chunk_differences(ours, theirs)
+    # Whoever dropped them has their digests still, and these are compared.
+    archived = {one.start for one in (*ours, *theirs) if one.archived}
     spans = _all_spans(primary, secondary, series) if rows else _chunk_spans(unequal, series.timeframe)
     explained: set[int] = set()
     runs = _Runs()
     async for span in spans:
-        found = await _compared(primary, secondary, series, span)
+        found = await _compared(primary, secondary, series, span, archived)
         if found:
-            found &= await _compared(primary, secondary, series, span)
+            found &= await _compared(primary, secondary, series, span, archived)
             explained |= set(chunk_starts(found.open_times, series.timeframe).tolist())
             for one in runs.joined(of_candles(series, found)):
                 yield one
@@ -77,14 +83,22 @@ def ledger_pieces(facts: Iterable[SeriesFacts | None], timeframe: Timeframe) -> 
 
 
 async def _compared(
-    primary: CandleStore, secondary: CandleStore, series: Series, span: Interval
+    primary: CandleStore, secondary: CandleStore, series: Series, span: Interval, archived: set[int]
 ) -> CandleDifferences:
     ours = await primary.read(series, span.start, span.end)
     theirs = await secondary.read(series, span.start, span.end)
     if ours.equals(theirs):
         nothing = np.empty(0, np.int64)
         return CandleDifferences(nothing, nothing, {})
+    if archived:
+        ours, theirs = (_in_database(one, series.timeframe, archived) for one in (ours, theirs))
     return candle_differences(ours, theirs)
+
+
+def _in_database(table: pa.Table, timeframe: Timeframe, archived: set[int]) -> pa.Table:
+    """The candles of chunks that neither store has dropped."""
+    chunks = chunk_starts(open_times_ms(table), timeframe)
+    return table.filter(pa.array(~np.isin(chunks, list(archived))))
 
 
 async def _ledgers(

@@ -161,7 +161,8 @@ def candle_differences(primary: pa.Table, secondary: pa.Table) -> CandleDifferen
 def ledger_differences(primary: Sequence[Covered], secondary: Sequence[Covered]) -> Iterator[LedgerDifference]:
     """Where two ledgers (sorted, disjoint) differ in what they say, apart from when it was learned.
 
-    Of present candles only that they are present counts: who brought them first may differ.
+    Of present candles only that they are present counts: who brought them first may differ, and so may whether the
+    database still holds them or the archive.
     """
     cuts = sorted({cut for one in (*primary, *secondary) for cut in (one.interval.start, one.interval.end)})
     ours, theirs = _Walk(primary), _Walk(secondary)
@@ -264,8 +265,8 @@ def _words(entry: Covered | None) -> str:
 def _says(entry: Covered | None) -> tuple[object, ...]:
     if entry is None:
         return ()
-    if entry.state is CoverageState.PRESENT:
-        return (entry.state,)
+    if entry.state.has_candles:
+        return (CoverageState.PRESENT,)
     return (entry.state, entry.source, entry.expires_at, entry.evidence)
 
 

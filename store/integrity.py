@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+import asyncio
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,13 +12,14 @@ import pyarrow.compute as pc
 
 from market.candle import COLUMNS, check, open_times_ms
 from market.clock import LATEST_MS, Clock, iso
-from market.coverage import CoverageState, known
+from market.coverage import CoverageState, archived, known
 from market.fingerprint import Digest, digest
 from market.instrument import Series
 from market.interval import Interval, IntervalSet
 from market.rollup import roll_up
 from market.timeframe import DEFAULT_ORIGIN_MS, ONE_MINUTE, TIMEFRAMES
-from store.candle_store import CandleStore
+from store.archive.archive import Archive, period_bounds, period_digests, period_of
+from store.candle_store import CandleStore, Chunk
 
 _MONTH = TIMEFRAMES["1M"]
 _EXAMPLES = 20
@@ -28,7 +30,7 @@ class Finding:
     """One thing that is wrong, or missing."""
 
     series: Series
-    #: ``gap``, ``rule``, ``ledger``, ``digest`` or ``derived``.
+    #: ``gap``, ``rule``, ``ledger``, ``digest``, ``derived`` or ``archive``.
     kind: str
     #: Where, epoch milliseconds, half-open.
     start: int
@@ -37,8 +39,15 @@ class Finding:
     detail: str
 
 
-async def check_series(store: CandleStore, series: Series, clock: Clock) -> list[Finding]:
-    """Read a series from end to end, a month at a time, and compare it with all that is known of it."""
+async def check_series(
+    store: CandleStore, series: Series, clock: Clock, archive: Archive | None = None
+) -> list[Finding]:
+    """Read a series from end to end, a month at a time, and compare it with all that is known of it.
+
+    Candles that are in the archive alone are not read: :meth:`store.archive.archive.Archive.verify` does that.
+
+    :param archive: where these should be: its manifest is compared with their digests.
+    """
     findings: list[Finding] = []
     ledger = await store.coverage(series)
     present = IntervalSet(one.interval for one in ledger if one.state is CoverageState.PRESENT)
@@ -66,7 +75,10 @@ async def check_series(store: CandleStore, series: Series, clock: Clock) -> list
         findings.append(_finding(series, "ledger", extra, "candles are stored that the ledger does not know"))
     for lacking in present - stored:
         findings.append(_finding(series, "ledger", lacking, "the ledger says present, but no candle is stored"))
-    expected = sum((one.digest for one in await store.chunks(series)), Digest())
+    chunks = await store.chunks(series)
+    if archive is not None:
+        findings += [one async for one in _against_archive(archive, series, chunks)]
+    expected = sum((one.digest for one in chunks if not one.archived), Digest())
     if expected != total:
         findings.append(
             _finding(
@@ -80,6 +92,33 @@ async def check_series(store: CandleStore, series: Series, clock: Clock) -> list
     if series.timeframe.derives_from(ONE_MINUTE):
         findings += [one async for one in _against_minutes(store, series)]
     return findings
+
+
+async def archived_candles(store: CandleStore, series: Series) -> int:
+    """How many candles of a series :func:`check_series` cannot look at, because the archive alone has them."""
+    return sum(one.digest.rows for one in await store.chunks(series) if one.archived)
+
+
+async def _against_archive(archive: Archive, series: Series, chunks: Sequence[Chunk]) -> AsyncIterator[Finding]:
+    """The digests of archived chunks against the files that should hold them; no file is read."""
+    whole = period_digests(chunks, series.timeframe)
+    files = {}
+    if any(one.archived for one in chunks):
+        manifest = await asyncio.to_thread(archive.manifest, series)
+        files = {} if manifest is None else {one.period: one for one in manifest.files}
+    for period in sorted({period_of(one.start, series.timeframe) for one in chunks if one.archived}):
+        file = files.get(period)
+        # Rows that were written since into the same period are in no file before the archive is built again.
+        if any(not one.archived for one in chunks if period_of(one.start, series.timeframe) == period):
+            continue
+        if file is None or Digest.of_hex(file.rows, file.digest) != whole[period]:
+            what = "has no file of them" if file is None else f"has other ones ({file.name})"
+            yield _finding(
+                series,
+                "archive",
+                Interval(*period_bounds(period)),
+                f"the candles are in the archive alone, and {archive.root} {what}; restore it from a backup",
+            )
 
 
 async def _months(store: CandleStore, series: Series) -> AsyncIterator[pa.Table]:
@@ -99,7 +138,8 @@ async def _months(store: CandleStore, series: Series) -> AsyncIterator[pa.Table]
 async def _against_minutes(store: CandleStore, series: Series) -> AsyncIterator[Finding]:
     """The stored candles of a larger timeframe against the ones its minutes make, where all minutes are known."""
     minutes = series.at(ONE_MINUTE)
-    covered = IntervalSet(one.interval for one in await store.coverage(minutes))
+    ledger = await store.coverage(minutes)
+    covered = IntervalSet(one.interval for one in ledger) - archived(ledger)
     if not covered:
         return
     facts = await store.facts(series)

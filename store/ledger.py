@@ -17,14 +17,15 @@ def learn(
 ) -> list[Covered]:
     """The ledger after a batch.
 
-    Present beats everything: a stored candle is there whatever the exchange says later. A newer absence replaces
-    an older one, unless it says the same, or has expired already (an old archive) while the older one holds: then
-    the ledger stays as it is. Neighbours that say the same become one entry.
+    Present beats everything: a stored candle is there whatever the exchange says later. So does archived, which
+    stays so when the same candles come again. A newer absence replaces an older one, unless it says the same, or
+    has expired already (an old archive) while the older one holds: then the ledger stays as it is. Neighbours that
+    say the same become one entry.
 
     :param known: disjoint entries, sorted; at least all that overlap or touch what is new.
     :param present: what the batch's candles cover.
     """
-    stored = IntervalSet(one.interval for one in known if one.state is CoverageState.PRESENT)
+    stored = IntervalSet(one.interval for one in known if one.state.has_candles)
     fresh = [
         Covered(interval=one, state=CoverageState.PRESENT, source=source, learned_at=learned_at)
         for one in present - stored

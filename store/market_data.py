@@ -1,7 +1,8 @@
 """The one interface through which candles are read, whoever asks and wherever they are kept.
 
-A read goes down the tiers and the answer says which one gave it. Today there are two: router memory (the forming
-candle) and the database; process memory and the disk cache take their place in :meth:`MarketData._stored`.
+A read goes down the tiers and the answer says which one gave it. Today there are three: router memory (the forming
+candle), the database, and the archive for what the database has dropped; process memory and the disk cache take
+their place in :meth:`MarketData._stored`.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from market.interval import Interval, IntervalSet
 from market.rollup import roll_up
 from market.timeframe import ONE_MINUTE, Int64s
 from store.answer import CandleAnswer, SeriesInfo
+from store.archive.archive import Archive
+from store.archived_page import unread_buckets, with_archived, with_buckets
 from store.candle_store import DATABASE_TIER, CandleStore, StoredPage
 from store.derived import counted, prefer, rolled_page, windows
 from store.ledger import clip, learn, outside
@@ -73,10 +76,12 @@ class MarketData:
     """Candles and what is known of them.
 
     :param live: the forming candles that ingest keeps in this process; empty where it runs elsewhere.
+    :param archive: where candles are that the database has dropped; without it, asking for these is an error.
     """
 
-    def __init__(self, store: CandleStore, live: LiveCandles, clock: Clock) -> None:
+    def __init__(self, store: CandleStore, live: LiveCandles, clock: Clock, archive: Archive | None = None) -> None:
         self._store = store
+        self._archive = archive
         self._live = live
         self._clock = clock
 
@@ -100,7 +105,8 @@ class MarketData:
         :param as_of_ms: the candles as they were known then.
         :param include_forming: add the forming candle, marked in a column ``closed``.
         :raises NotFound: naming ``exchange``, ``symbol`` or ``timeframe``.
-        :raises BadInput: an empty range, or a limit below 1.
+        :raises BadInput: an empty range, a limit below 1, or an `as_of` before the range moved to the archive.
+        :raises StoreUnusable: the archive, which alone has a part of the range, lacks it or was not given.
         """
         if limit is not None and limit < 1:
             raise BadInput("limit", limit, "a whole number above 0")
@@ -277,17 +283,28 @@ class MarketData:
     async def _rolled(self, series: Series, kept: _Kept, run: Interval, as_of_ms: int | None) -> StoredPage:
         """Candles made of minutes, and the ledger of the minutes; a store may keep such candles ready."""
         minutes = series.at(ONE_MINUTE)
+        timeframe = series.timeframe
         if as_of_ms is None:
-            return await self._store.rolled(minutes, run, series.timeframe, kept.origin_ms)
+            page = await self._store.rolled(minutes, run, timeframe, kept.origin_ms)
+            buckets = unread_buckets(page, run, timeframe, kept.origin_ms)
+            if not buckets:
+                return page
+            bases = [await self._stored(minutes, one, None, False, None) for one in buckets]
+            return with_buckets(
+                page, buckets, pa.concat_tables([one.table for one in bases]), timeframe, kept.origin_ms
+            )
         base = await self._stored(minutes, run, None, False, as_of_ms)
         as_known = _as_known(base.coverage, base.table, minutes, as_of_ms)
-        return rolled_page(replace(base, coverage=as_known), series.timeframe, kept.origin_ms)
+        return rolled_page(replace(base, coverage=as_known), timeframe, kept.origin_ms)
 
     async def _stored(
         self, series: Series, interval: Interval, limit: int | None, newest: bool, as_of_ms: int | None
     ) -> StoredPage:
         """Closed candles in their own timeframe, from the first tier that has them."""
-        return await self._store.page(series, interval, limit=limit, newest=newest, as_of_ms=as_of_ms)
+        page = await self._store.page(series, interval, limit=limit, newest=newest, as_of_ms=as_of_ms)
+        if not page.unread:
+            return page
+        return await with_archived(self._archive, series, interval, page, limit, newest, as_of_ms)
 
     def _at(self, as_of_ms: int | None) -> int:
         return self._clock.now_ms() if as_of_ms is None else as_of_ms

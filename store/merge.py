@@ -10,7 +10,10 @@ import numpy as np
 import pyarrow as pa
 
 from market.candle import Bools, CandleState, Refusal, by_open_time, check, open_times_ms
+from market.clock import iso
+from market.errors import StoreUnusable
 from market.fingerprint import Digest, group_digests, row_hashes
+from market.instrument import Series
 from market.interval import Interval, IntervalSet
 from market.timeframe import DAY_MS, DEFAULT_ORIGIN_MS, TIMEFRAMES, Int64s, Timeframe
 from store.batch import Absence, CandleBatch, Written
@@ -28,6 +31,8 @@ class StoredChunk:
     unverified: int
     #: The series' revision when a reader last saw a change; None for "by this batch".
     revision: int | None = None
+    #: True where the rows are in the archive only.
+    archived: bool = False
 
 
 def chunk_starts(open_times: Int64s, timeframe: Timeframe) -> Int64s:
@@ -49,7 +54,7 @@ class Merge:
     #: The rows that may be stored, sorted.
     table: pa.Table
     state: CandleState
-    timeframe: Timeframe
+    series: Series
     #: Since when the new versions are known, epoch milliseconds; two versions of a row never share it.
     learned_at: int
     refusals: tuple[Refusal, ...]
@@ -74,11 +79,16 @@ class Merge:
         return cls(
             table=by_open_time(batch.table.filter(pa.array(good))),
             state=batch.state,
-            timeframe=batch.series.timeframe,
+            series=batch.series,
             # Two versions of a row must never share a time, or `as_of` could not tell them apart.
             learned_at=max(now_ms, key.last_write + 1),
             refusals=(*batch.refusals, *refusals),
         )
+
+    @property
+    def timeframe(self) -> Timeframe:
+        """The length of the candles."""
+        return self.series.timeframe
 
     @property
     def present(self) -> IntervalSet:
@@ -101,6 +111,7 @@ class Merge:
         """Compare chunk by chunk with the digests stored in :attr:`span`.
 
         :return: the intervals whose stored rows have to be read and given to :meth:`compare`, sorted.
+        :raises StoreUnusable: rows for a chunk that was archived, and not exactly its rows.
         """
         if not self.table.num_rows:
             return []
@@ -119,9 +130,15 @@ class Merge:
                 self.chunks[chunk_start] = StoredChunk(ours, unverified)
             elif chunk.digest == ours:
                 self.unchanged += int(end - start)
-                if chunk.unverified and self.state is CandleState.VERIFIED:
+                if chunk.unverified and self.state is CandleState.VERIFIED and not chunk.archived:
                     self.chunks[chunk_start] = replace(chunk, unverified=0)
                     self._raise(times[start:end])
+            elif chunk.archived:
+                # What is there cannot be compared row by row, so a correction could not keep the old version.
+                raise StoreUnusable(
+                    f"{self.series}: the candles of {iso(chunk_start)} and after were archived and dropped from "
+                    "the database, which takes no other ones for them; nothing was written"
+                )
             else:
                 self._met[chunk_start] = chunk
                 span = Interval(int(times[start]), int(times[end - 1]) + 1)

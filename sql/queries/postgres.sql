@@ -63,7 +63,8 @@ SELECT i.exchange, i.symbol, s.timeframe, s.revision, s.last_write, s.instrument
         WHERE q.instrument_id = s.instrument_id AND q.timeframe = s.timeframe) AS quarantined,
        ARRAY(SELECT DISTINCT l.source COLLATE "C" FROM coverage l
              WHERE l.instrument_id = s.instrument_id AND l.timeframe = s.timeframe ORDER BY 1) AS sources,
-       known.first_instant, known.last_instant, known.known_ms, known.empty_ms
+       known.first_instant, known.last_instant, known.known_ms, known.empty_ms, known.archived_from,
+       known.archived_to
 FROM series s
 JOIN instruments i USING (instrument_id)
 CROSS JOIN LATERAL (
@@ -71,7 +72,9 @@ CROSS JOIN LATERAL (
            coalesce(sum(extract(epoch FROM l.interval_end - l.interval_start) * 1000)
                     FILTER (WHERE l.expires_at IS NULL OR l.expires_at > $1), 0)::bigint AS known_ms,
            coalesce(sum(extract(epoch FROM l.interval_end - l.interval_start) * 1000)
-                    FILTER (WHERE l.state = 'verified_empty'), 0)::bigint AS empty_ms
+                    FILTER (WHERE l.state = 'verified_empty'), 0)::bigint AS empty_ms,
+           min(l.interval_start) FILTER (WHERE l.state = 'archived') AS archived_from,
+           max(l.interval_end) FILTER (WHERE l.state = 'archived') AS archived_to
     FROM coverage l WHERE l.instrument_id = s.instrument_id AND l.timeframe = s.timeframe) known
 ORDER BY i.exchange COLLATE "C", i.symbol COLLATE "C", s.timeframe;
 
@@ -80,8 +83,10 @@ ORDER BY i.exchange COLLATE "C", i.symbol COLLATE "C", s.timeframe;
 SELECT (SELECT count(*) FROM series), (SELECT coalesce(sum(row_count), 0)::bigint FROM candle_chunks);
 
 -- name: first_open
--- Open time of the first candle of the series (instrument, timeframe).
-SELECT open_time FROM candles WHERE instrument_id = $1 AND timeframe = $2 ORDER BY open_time LIMIT 1;
+-- Open time of the first candle of the series (instrument, timeframe), archived or not.
+SELECT least((SELECT open_time FROM candles WHERE instrument_id = $1 AND timeframe = $2 ORDER BY open_time LIMIT 1),
+             (SELECT min(interval_start) FROM coverage
+              WHERE instrument_id = $1 AND timeframe = $2 AND state = 'archived'));
 
 -- name: read_candles
 -- Candles of (instrument, timeframe, start, end), oldest first, at most (limit) where that is not null.
@@ -190,7 +195,7 @@ WHERE instrument_id = $1 AND timeframe = $2 AND open_time >= $3 AND open_time < 
 
 -- name: read_chunks
 -- Digests of the chunks of (instrument, timeframe) that start in (start, end).
-SELECT chunk_start, row_count, unverified, digest, revision FROM candle_chunks
+SELECT chunk_start, row_count, unverified, digest, revision, archived FROM candle_chunks
 WHERE instrument_id = $1 AND timeframe = $2 AND chunk_start >= $3 AND chunk_start < $4
 ORDER BY chunk_start;
 

@@ -65,12 +65,38 @@ SELECT interval_start, interval_end FROM aggregates_due
 WHERE instrument_id = $1 AND interval_end > $2 AND interval_start < $3;
 
 -- name: list_aggregates_due
--- Everything that waits for a refresh, oldest first.
-SELECT due_id, interval_start, interval_end FROM aggregates_due ORDER BY due_id;
+-- Everything that waits for a refresh, oldest first, as far as a refresh may go back: before the last drop it would
+-- find no minutes and erase what the aggregates have. Readers take those minutes as they are, for good.
+SELECT a.due_id, greatest(a.interval_start, d.horizon) AS interval_start, a.interval_end
+FROM aggregates_due a
+CROSS JOIN (SELECT coalesce(max(dropped_before), '-infinity') AS horizon FROM candle_drops) d
+WHERE a.interval_end > d.horizon
+ORDER BY a.due_id;
 
 -- name: delete_aggregates_due
--- What was refreshed after these entries (ids) were read.
-DELETE FROM aggregates_due WHERE due_id = ANY($1::bigint[]);
+-- What was refreshed after these entries (ids) were read; what lies before the last drop was not.
+WITH horizon AS (SELECT coalesce(max(dropped_before), '-infinity') AS instant FROM candle_drops),
+     cut AS (UPDATE aggregates_due SET interval_end = instant FROM horizon
+             WHERE due_id = ANY($1::bigint[]) AND interval_start < instant AND interval_end > instant)
+DELETE FROM aggregates_due USING horizon WHERE due_id = ANY($1::bigint[]) AND interval_start >= instant;
+
+-- name: hold_refresh
+-- Candles are not dropped while somebody refreshes; many may refresh at once. Outside a transaction.
+SELECT pg_advisory_lock_shared(hashtext('chandlery refresh'));
+
+-- name: drop_horizon
+-- Before this instant no aggregate may be refreshed.
+SELECT coalesce(max(dropped_before), '-infinity') FROM candle_drops;
+
+-- name: mark_in_compressed
+-- Count the corrections of (instrument, timeframe, start, end) that were just made, at (replaced at), in chunks that
+-- had been compressed before.
+UPDATE candle_corrections k SET in_compressed = true
+FROM timescaledb_information.chunks c
+WHERE c.hypertable_schema = current_schema() AND c.hypertable_name = 'candles' AND c.is_compressed
+  AND c.range_start < $4 AND c.range_end > $3
+  AND k.instrument_id = $1 AND k.timeframe = $2 AND k.open_time >= $3 AND k.open_time < $4 AND k.replaced_at = $5
+  AND k.open_time >= c.range_start AND k.open_time < c.range_end;
 
 -- name: refresh_aggregate
 -- Bring what has changed in (view, start, end) up to its base; outside a transaction.

@@ -5,21 +5,30 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
-from collections.abc import AsyncIterator, Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from market.candle import CANDLE_SCHEMA, PRICES, QUANTITIES, CandleState, open_times_ms
-from market.clock import Clock, iso
-from market.coverage import CoverageState
+from market.candle import (
+    CANDLE_SCHEMA,
+    PRICES,
+    QUANTITIES,
+    CandleState,
+    by_open_time,
+    no_candles,
+    open_times_ms,
+)
+from market.clock import LATEST_MS, Clock, iso
+from market.coverage import CoverageState, Covered
 from market.errors import SchemaTooNew, StoreUnusable
 from market.fingerprint import Digest, digest
 from market.instrument import Series
-from market.timeframe import TIMEFRAMES, Timeframe
+from market.interval import Interval, IntervalSet
+from market.timeframe import DAY_MS, TIMEFRAMES, Timeframe
 from store.archive.manifest import (
     MANIFEST,
     ArchiveFile,
@@ -29,14 +38,16 @@ from store.archive.manifest import (
     series_folder,
 )
 from store.batch import Absence, CandleBatch, Written
-from store.candle_store import CandleStore
+from store.candle_store import CandleStore, Chunk
 from store.files import UNFINISHED, locked, replacing
+from store.ledger import joined
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
 _LOCK = ".archive.lock"
 _YEAR = 12
+_SHORTEST_MONTH_MS = 28 * DAY_MS
 #: Against Arrow's defaults, on a year of recorded minutes: a third smaller, read a third faster, written twice as
 #: fast. Times and counts are stored as differences, quantities byte by byte, prices as they are (they repeat).
 _ENCODINGS = {
@@ -84,25 +95,27 @@ class Archive:
     async def build(self, store: CandleStore, series: Series) -> ArchiveReport:
         """Bring the archive of one series up to the store: periods whose digest differs are written anew.
 
-        New files are written and read back before the manifest is swapped; replaced files go afterwards.
+        New files are written and read back before the manifest is swapped; replaced files go afterwards. Candles
+        that the store has dropped because they are archived stay as they are.
 
         :raises StoreBusy: another process is archiving into this folder.
+        :raises StoreUnusable: the store has dropped candles that are not in this archive, or are damaged.
         :raises StoreUnusable: the folder cannot be written; the old state is untouched.
         """
-        with locked(self.root / _LOCK, "archive"):
+        with self.held("archive"):
             before = await asyncio.to_thread(self._readable_manifest, series)
             had = {one.period: one for one in before.files} if before else {}
             # The ledger first: rows that arrive in between are then more than it says, never less.
-            coverage = await store.coverage(series)
+            coverage = _as_archived(await store.coverage(series))
+            chunks = await store.chunks(series)
             files: list[ArchiveFile] = []
             written = 0
-            for period, expected in _periods(await _chunk_digests(store, series), series.timeframe).items():
+            for period, expected in period_digests(chunks, series.timeframe).items():
                 kept = had.get(period)
                 if kept and Digest.of_hex(kept.rows, kept.digest) == expected and self._stands(series, kept):
                     files.append(kept)
                     continue
-                start, end = period_bounds(period)
-                table = await store.read(series, start, end)
+                table = await self._whole_period(store, series, period, chunks)
                 files.append(await _to_its_end(self._write_file, series, period, table))
                 written += 1
             manifest = Manifest(series=series, files=tuple(files), coverage=tuple(coverage))
@@ -116,6 +129,84 @@ class Archive:
             size=sum(one.size for one in files),
             fingerprint=manifest.fingerprint,
         )
+
+    def held(self, what: str) -> contextlib.AbstractContextManager[None]:
+        """Nobody else changes a file of this archive meanwhile.
+
+        :raises StoreBusy: another process has it.
+        """
+        return locked(self.root / _LOCK, what)
+
+    def read(self, series: Series, where: IntervalSet, limit: int | None = None, newest: bool = False) -> pa.Table:
+        """The archived candles that open in `where`, sorted; each file is compared with the manifest's digest.
+
+        :param where: instants of which a ledger says that the archive has all their candles.
+        :param limit: at most this many rows: the first ones, or the last ones where `newest`.
+        :raises StoreUnusable: a candle is missing, or a file is damaged.
+        """
+        manifest = self.manifest(series)
+        hull = where.hull
+        if hull is None:
+            return no_candles()
+        files = [] if manifest is None else manifest.files_in(hull)
+        parts: list[pa.Table] = []
+        rows = 0
+        for file in files[::-1] if newest else files:
+            if limit is not None and rows >= limit:
+                break
+            if not where.clip(file.first_open, file.last_open + 1):
+                continue
+            table = self._read_file(series, file)
+            parts.append(table.filter(pa.array(where.contains_all(open_times_ms(table)))))
+            rows += parts[-1].num_rows
+        found = by_open_time(pa.concat_tables(parts)) if parts else no_candles()
+        if limit is not None and rows > limit:
+            found = found.slice(rows - limit) if newest else found.slice(0, limit)
+        self._check_whole(series, where, found, limit, newest)
+        return found
+
+    def _read_file(self, series: Series, file: ArchiveFile) -> pa.Table:
+        path = self.path(series, file)
+        table = read_candles(path)
+        if digest(table).hex != file.digest:
+            raise StoreUnusable(f"{path}: the rows differ from the manifest's digest; restore it from a backup")
+        return table
+
+    def _check_whole(
+        self, series: Series, where: IntervalSet, found: pa.Table, limit: int | None, newest: bool
+    ) -> None:
+        """What the ledger says is archived must be there, as far as a limit lets us look."""
+        times = open_times_ms(found)
+        if limit is not None and len(times) == limit:
+            ends = (int(times[0]), LATEST_MS) if newest else (0, int(times[-1]))
+            where = where.clip(*ends)
+        shortest = series.timeframe.milliseconds if series.timeframe.name != "1M" else _SHORTEST_MONTH_MS
+        # Less than a bucket: the beginning or the end of one that opens, or is asked for, outside.
+        lacking = [
+            one for one in where - IntervalSet.of_candles(times, series.timeframe) if one.duration >= shortest
+        ]
+        if lacking:
+            raise StoreUnusable(
+                f"{series}: the database dropped the candles of {lacking[0]} because they were archived, and "
+                f"{self.root} lacks them; restore that archive from a backup, or name the one that has them"
+            )
+
+    async def _whole_period(
+        self, store: CandleStore, series: Series, period: str, chunks: Sequence[Chunk]
+    ) -> pa.Table:
+        """All candles of a period: from the store, and what this has dropped from the file that must have it."""
+        page = await store.page(series, Interval(*period_bounds(period)))
+        if not page.unread:
+            return page.table
+        kept = await asyncio.to_thread(self.read, series, page.unread)
+        dropped = [one for one in chunks if one.archived]
+        expected = period_digests(dropped, series.timeframe).get(period, Digest())
+        if digest(kept) != expected:
+            raise StoreUnusable(
+                f"{series}: {self.root} has other candles of {period} than were archived when the database dropped "
+                "them; restore it from a backup, or name the archive that has them"
+            )
+        return by_open_time(pa.concat_tables([kept, page.table]))
 
     def _readable_manifest(self, series: Series) -> Manifest | None:
         """The manifest to go on from; None for a damaged one, which is then written anew."""
@@ -185,13 +276,18 @@ class Archive:
             ) from error
         return len(litter)
 
-    def verify(self, series: Series) -> list[str]:
-        """Every file against the manifest: size, SHA-256, rows, digest. Returns what is wrong, in words."""
+    def verify(self, series: Series, periods: Collection[str] | None = None) -> list[str]:
+        """Every file against the manifest: size, SHA-256, rows, digest. Returns what is wrong, in words.
+
+        :param periods: only the files of these.
+        """
         manifest = self.manifest(series)
         if manifest is None:
             return [f"{series} is not archived"]
         wrong = []
         for file in manifest.files:
+            if periods is not None and file.period not in periods:
+                continue
             path = self.path(series, file)
             try:
                 if _sha256(path) != file.sha256:
@@ -220,10 +316,7 @@ class Archive:
     async def _batches(self, manifest: Manifest, clock: Clock) -> AsyncIterator[CandleBatch]:
         source = f"archive {self.root.name}"
         for file in manifest.files:
-            path = self.path(manifest.series, file)
-            table = await asyncio.to_thread(read_candles, path)
-            if digest(table).hex != file.digest:
-                raise StoreUnusable(f"{path}: the rows differ from the manifest's digest; restore it from a backup")
+            table = await asyncio.to_thread(self._read_file, manifest.series, file)
             now_ms = max(clock.now_ms(), manifest.series.timeframe.next(file.last_open))
             yield CandleBatch(
                 series=manifest.series, source=source, now_ms=now_ms, table=table, state=CandleState.VERIFIED
@@ -231,7 +324,7 @@ class Archive:
         absences = tuple(
             Absence(interval=one.interval, state=one.state, evidence=one.evidence or "", expires_at=one.expires_at)
             for one in manifest.coverage
-            if one.state is not CoverageState.PRESENT
+            if not one.state.has_candles
         )
         if absences:
             yield CandleBatch(series=manifest.series, source=source, now_ms=clock.now_ms(), absences=absences)
@@ -280,16 +373,21 @@ async def _to_its_end(work: Callable[_P, _T], *args: _P.args, **named: _P.kwargs
         raise
 
 
-async def _chunk_digests(store: CandleStore, series: Series) -> list[tuple[int, Digest]]:
-    return [(one.start, one.digest) for one in await store.chunks(series)]
-
-
-def _periods(chunks: Iterable[tuple[int, Digest]], timeframe: Timeframe) -> dict[str, Digest]:
+def period_digests(chunks: Iterable[Chunk], timeframe: Timeframe) -> dict[str, Digest]:
+    """The digest of each archive period, from those of its chunks; sorted as the chunks are."""
     periods: dict[str, Digest] = {}
-    for start, one in chunks:
-        period = period_of(start, timeframe)
-        periods[period] = periods.get(period, Digest()) + one
+    for one in chunks:
+        period = period_of(one.start, timeframe)
+        periods[period] = periods.get(period, Digest()) + one.digest
     return periods
+
+
+def _as_archived(ledger: Iterable[Covered]) -> list[Covered]:
+    """The ledger in the archive's words: what the database keeps no longer is present here."""
+    return joined(
+        replace(one, state=CoverageState.PRESENT, evidence=None) if one.state is CoverageState.ARCHIVED else one
+        for one in ledger
+    )
 
 
 def _sha256(path: Path) -> str:

@@ -3,6 +3,9 @@
 Each write notes in its own transaction which minutes changed (`aggregates_due`). A reader takes these from the
 minutes and the rest from the aggregate. A refresh brings exactly the noted ranges up to date and then forgets the
 notes it had read before it began. Killed in between, the notes are still there.
+
+Where candles were dropped (:mod:`store.postgres.retention`), the aggregates stay, and nothing may be refreshed: it
+would erase them. Minutes that are written there later keep their notes, and readers make larger candles of them.
 """
 
 from __future__ import annotations
@@ -11,7 +14,6 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Sequence
 
-import numpy as np
 import pyarrow as pa
 import structlog
 
@@ -39,8 +41,11 @@ _PAUSE = 5.0
 
 async def read_aggregate(
     connection: Connection, key: SeriesKey, timeframe: Timeframe, interval: Interval
-) -> pa.Table:
-    """Larger candles of whole buckets: what is due from the minutes, the rest from the aggregate."""
+) -> tuple[pa.Table, IntervalSet]:
+    """Larger candles of whole buckets: what is due from the minutes, the rest from the aggregate.
+
+    :return: the candles, and where they were made of minutes.
+    """
     rows = await connection.fetch(
         TIMESCALE_QUERIES["read_aggregates_due"], key.instrument_id, interval.start, interval.end
     )
@@ -56,18 +61,9 @@ async def read_aggregate(
         data = await read_columns(connection, query, key.instrument_id, Instant(rest.start), Instant(rest.end))
         kept = decoded(data)
         if due:
-            kept = kept.filter(pa.array(_outside(open_times_ms(kept), due)))
+            kept = kept.filter(pa.array(~due.contains_all(open_times_ms(kept))))
         parts.append(kept)
-    return by_open_time(pa.concat_tables(parts))
-
-
-def _outside(
-    times: np.ndarray[tuple[int, ...], np.dtype[np.int64]], due: IntervalSet
-) -> np.ndarray[tuple[int, ...], np.dtype[np.bool_]]:
-    starts = np.array([one.start for one in due], np.int64)
-    ends = np.array([one.end for one in due], np.int64)
-    at = np.searchsorted(starts, times, side="right") - 1
-    return (at < 0) | (times >= ends[np.maximum(at, 0)])
+    return by_open_time(pa.concat_tables(parts)), due
 
 
 class Aggregates:
@@ -77,6 +73,7 @@ class Aggregates:
         self._database = database
         self._noted = asyncio.Event()
         self._lock = asyncio.Lock()
+        self._told = False
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -105,13 +102,26 @@ class Aggregates:
                 lambda connection: connection.fetch(TIMESCALE_QUERIES["list_aggregates_due"])
             )
             ranges = IntervalSet(Interval(row[1] // DAY_MS * DAY_MS, -(-row[2] // DAY_MS) * DAY_MS) for row in rows)
-            await self._database.outside(lambda connection: _refresh(connection, ranges))
+            if ranges:
+                await self._database.outside(lambda connection: self._refresh(connection, ranges))
             done = [row[0] for row in rows]
             if done:
                 await self._database.write(
                     lambda connection: connection.execute(TIMESCALE_QUERIES["delete_aggregates_due"], done)
                 )
             return ranges
+
+    async def _refresh(self, connection: Connection, ranges: IntervalSet) -> None:
+        facts = self._database.primary.facts
+        if facts is not None and not facts.pooled:
+            # Held until the connection ends. Behind a pooler there is no such thing, and the look below must do.
+            await connection.execute(TIMESCALE_QUERIES["hold_refresh"])
+        for run in ranges:
+            for view in VIEWS:
+                # Somebody may have dropped candles since the ranges were read.
+                start = max(run.start, await connection.fetchval(TIMESCALE_QUERIES["drop_horizon"]))
+                if start < run.end:
+                    await connection.execute(TIMESCALE_QUERIES["refresh_aggregate"], view, start, run.end)
 
     async def _run(self) -> None:
         # What a process that was killed has left.
@@ -124,16 +134,15 @@ class Aggregates:
     async def _refresh_patiently(self) -> None:
         try:
             await self.refresh()
-        except (Retryable, Terminal) as error:
-            # Readers take the minutes until then; the next write, or the next start, tries again.
+        except Retryable as error:
+            # Readers take the minutes until then; the next round, or the next start, tries again.
             log.warning("aggregates are not refreshed yet", error=str(error))
             self._noted.set()
-
-
-async def _refresh(connection: Connection, ranges: IntervalSet) -> None:
-    for run in ranges:
-        for view in VIEWS:
-            await connection.execute(TIMESCALE_QUERIES["refresh_aggregate"], view, run.start, run.end)
+        except Terminal as error:
+            # A role that is not their owner, say: the next write tries again, the log has it once.
+            if not self._told:
+                log.error("aggregates cannot be refreshed; larger candles are made of minutes", error=str(error))
+                self._told = True
 
 
 def has_aggregate(timeframe: Timeframe) -> bool:

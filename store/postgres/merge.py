@@ -11,6 +11,7 @@ import pyarrow as pa
 from market.candle import open_times_ms
 from market.errors import Mismatch
 from market.fingerprint import Digest
+from market.interval import Interval
 from market.timeframe import ONE_MINUTE
 from store.batch import CandleBatch, Written
 from store.ledger import learn
@@ -50,7 +51,16 @@ async def write_batch(
     if mode is Mode.TIMESCALEDB and (merge.corrections or merge.raised or merge.fresh):
         await connection.execute(TIMESCALE_QUERIES["allow_decompression"])
     if merge.corrections:
-        await _correct(connection, key, merge, batch.source)
+        span = await _correct(connection, key, merge, batch.source)
+        if mode is Mode.TIMESCALEDB:
+            await connection.execute(
+                TIMESCALE_QUERIES["mark_in_compressed"],
+                key.instrument_id,
+                key.timeframe,
+                span.start,
+                span.end,
+                merge.learned_at,
+            )
     if merge.fresh:
         await _copy_in(connection, "candles", key, merge, merge.fresh)
     for run in merge.raised:
@@ -84,7 +94,7 @@ async def _stored_chunks(connection: Connection, key: SeriesKey, merge: Merge) -
     rows = await connection.fetch(
         QUERIES["read_chunks"], key.instrument_id, key.timeframe, merge.span.start, merge.span.end
     )
-    return {row[0]: StoredChunk(Digest.of_hex(row[1], row[3]), row[2], row[4]) for row in rows}
+    return {row[0]: StoredChunk(Digest.of_hex(row[1], row[3]), row[2], row[4], row[5]) for row in rows}
 
 
 async def _copy_in(connection: Connection, table: str, key: SeriesKey, merge: Merge, parts: list[pa.Table]) -> None:
@@ -96,17 +106,16 @@ async def _copy_in(connection: Connection, table: str, key: SeriesKey, merge: Me
     )
 
 
-async def _correct(connection: Connection, key: SeriesKey, merge: Merge, source: str) -> None:
-    """Keep the old versions, and put the new ones in their place; both in one step for all rows."""
+async def _correct(connection: Connection, key: SeriesKey, merge: Merge, source: str) -> Interval:
+    """Keep the old versions, and put the new ones in their place; both in one step for all rows.
+
+    :return: from the first to the last of them.
+    """
     await connection.execute(QUERIES["make_staging"])
     await _copy_in(connection, "candle_staging", key, merge, merge.corrections)
     times = [open_times_ms(one)[[0, -1]] for one in merge.corrections]
-    span = (
-        key.instrument_id,
-        key.timeframe,
-        min(int(one[0]) for one in times),
-        max(int(one[1]) for one in times) + 1,
-    )
+    hull = Interval(min(int(one[0]) for one in times), max(int(one[1]) for one in times) + 1)
+    span = (key.instrument_id, key.timeframe, hull.start, hull.end)
     kept = await connection.execute(QUERIES["keep_corrections"], *span, merge.learned_at, storable(source))
     replaced = await connection.execute(QUERIES["replace_candles"], *span)
     # A compressed chunk has been known to answer for fewer rows than it had
@@ -116,6 +125,7 @@ async def _correct(connection: Connection, key: SeriesKey, merge: Merge, source:
     for what, count in counts.items():
         if count != expected:
             raise Mismatch(f"{expected} corrections were sent, the database {what} {count}; nothing was written")
+    return hull
 
 
 async def _merge_coverage(connection: Connection, key: SeriesKey, merge: Merge, batch: CandleBatch) -> bool:

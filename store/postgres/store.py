@@ -11,7 +11,7 @@ import structlog
 
 from market.candle import Refusal, no_candles, open_times_ms
 from market.clock import Clock
-from market.coverage import Covered
+from market.coverage import Covered, archived
 from market.fingerprint import Digest
 from market.instrument import Instrument, Series
 from market.interval import Interval
@@ -176,7 +176,8 @@ class PostgresStore:
             if limit is not None and table.num_rows == limit:
                 times = open_times_ms(table)
                 start, end = (int(times[0]), end) if newest else (start, series.timeframe.next(int(times[-1])))
-            return StoredPage(table=table, coverage=await _clipped(connection, key, Interval(start, end)))
+            inside = await _clipped(connection, key, Interval(start, end))
+            return StoredPage(table=table, coverage=inside, unread=archived(inside))
 
         return await self._database.read(work)
 
@@ -194,8 +195,9 @@ class PostgresStore:
             key = await find_series(connection, series)
             if key is None:
                 return StoredPage(table=no_candles(), coverage=[])
-            table = await read_aggregate(connection, key, timeframe, interval)
-            return StoredPage(table=table, coverage=await _clipped(connection, key, interval))
+            table, from_minutes = await read_aggregate(connection, key, timeframe, interval)
+            inside = await _clipped(connection, key, interval)
+            return StoredPage(table=table, coverage=inside, unread=archived(inside) & from_minutes)
 
         return await self._database.read(work)
 
@@ -235,7 +237,10 @@ class PostgresStore:
             rows = await connection.fetch(
                 QUERIES["read_chunks"], key.instrument_id, key.timeframe, -_ALWAYS, _ALWAYS
             )
-            return [Chunk(start=row[0], digest=Digest.of_hex(row[1], row[3]), revision=row[4]) for row in rows]
+            return [
+                Chunk(start=row[0], digest=Digest.of_hex(row[1], row[3]), revision=row[4], archived=row[5])
+                for row in rows
+            ]
 
         return await self._database.read(work)
 
@@ -312,11 +317,15 @@ async def _info(connection: Connection, row: asyncpg.Record, now_ms: int) -> Ser
         whole = row["last_instant"] - row["first_instant"]
         missing = (whole - row["known_ms"]) // timeframe.milliseconds
         empty = row["empty_ms"] // timeframe.milliseconds
+    # What was archived counts too; where the ledger says so, there is a candle at either end.
+    to = row["archived_to"]
+    firsts = (row["archived_from"], row["first_open"])
+    lasts = (None if to is None else timeframe.next(to, -1), row["last_open"])
     return SeriesInfo(
         series=Series(row["exchange"], row["symbol"], timeframe),
         rows=row["row_count"],
-        first_open=row["first_open"],
-        last_open=row["last_open"],
+        first_open=min((one for one in firsts if one is not None), default=None),
+        last_open=max((one for one in lasts if one is not None), default=None),
         last_write=row["last_write"] or None,
         revision=row["revision"],
         sources=tuple(row["sources"]),

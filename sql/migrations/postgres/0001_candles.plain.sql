@@ -53,6 +53,45 @@ BEGIN
 END
 $body$;
 
+-- Moves what the default partition holds into partitions of its months, of the oldest month first. Returns how many
+-- partitions it made, none or one: each month is a transaction of its own for who calls it until it returns none.
+CREATE FUNCTION empty_default_partition(parent text, time_column text) RETURNS integer
+LANGUAGE plpgsql AS $body$
+DECLARE
+    oldest timestamptz;
+BEGIN
+    EXECUTE format('SELECT min(%I) FROM %I WHERE isfinite(%I)', time_column, parent || '_default', time_column)
+        INTO oldest;
+    RETURN CASE WHEN oldest IS NULL THEN 0 ELSE make_monthly_partitions(parent, time_column, ARRAY[oldest]) END;
+END
+$body$;
+
+-- Drops the partitions of the months that end at `before` or earlier, and such rows of the default partition. Rows of
+-- the month that `before` lies in stay. Returns how many partitions it dropped.
+CREATE FUNCTION drop_monthly_partitions(parent text, time_column text, before timestamptz) RETURNS integer
+LANGUAGE plpgsql AS $body$
+DECLARE
+    first_kept text := format('%s_%s', parent, to_char(before AT TIME ZONE 'UTC', 'YYYY_MM'));
+    partition  text;
+    dropped    integer := 0;
+BEGIN
+    PERFORM pg_advisory_xact_lock(hashtext('chandlery partitions'), hashtext(parent));
+    FOR partition IN
+        SELECT c.relname FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
+        WHERE i.inhparent = to_regclass(parent) AND c.relname ~ '_[0-9]{4}_[0-9]{2}$'
+          AND c.relname COLLATE "C" < first_kept COLLATE "C"
+        ORDER BY c.relname COLLATE "C"
+    LOOP
+        EXECUTE format('ALTER TABLE %I DETACH PARTITION %I', parent, partition);
+        EXECUTE format('DROP TABLE %I', partition);
+        dropped := dropped + 1;
+    END LOOP;
+    EXECUTE format('DELETE FROM %I WHERE %I < $1', parent || '_default', time_column)
+        USING date_trunc('month', before AT TIME ZONE 'UTC') AT TIME ZONE 'UTC';
+    RETURN dropped;
+END
+$body$;
+
 -- Larger candles from stored minutes, by the exchange's own rule: a minute without trades gives nothing to open,
 -- high, low or close unless the whole window is such minutes. Quantities are added as decimals (numeric), because
 -- a float sum is not the number the exchange publishes; by way of text, because a float turned into numeric at once

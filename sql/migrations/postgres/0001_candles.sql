@@ -66,8 +66,11 @@ CREATE TABLE candle_corrections (
     learned_at             timestamptz NOT NULL,
     replaced_at            timestamptz NOT NULL,
     source                 text NOT NULL,           -- who brought the newer version
+    in_compressed          boolean NOT NULL DEFAULT false,  -- whether the chunk was compressed already; TimescaleDB
     PRIMARY KEY (instrument_id, timeframe, open_time, learned_at)
 );
+-- Few are: for counting them.
+CREATE INDEX candle_corrections_in_compressed ON candle_corrections (open_time) WHERE in_compressed;
 
 -- A digest for each day (timeframes under an hour), month (under a day) or year, kept current by every write:
 -- equal digests mean equal rows, so rows that come again need not be compared one by one.
@@ -79,7 +82,16 @@ CREATE TABLE candle_chunks (
     unverified    integer NOT NULL,                 -- rows in state closed
     digest        text NOT NULL,
     revision      bigint NOT NULL,                  -- the series' revision at the last change
+    archived      boolean NOT NULL DEFAULT false,   -- the rows were dropped; the archive has them
     PRIMARY KEY (instrument_id, timeframe, chunk_start)
+);
+
+-- When candles were dropped because they are archived. No aggregate may be refreshed before the newest of these.
+CREATE TABLE candle_drops (
+    dropped_before timestamptz PRIMARY KEY,
+    dropped_at     timestamptz NOT NULL,
+    row_count      bigint NOT NULL,
+    archive        text NOT NULL                    -- where the archive is that has them
 );
 
 -- The coverage ledger: disjoint intervals; what is in none of them is unknown.
@@ -88,7 +100,8 @@ CREATE TABLE coverage (
     timeframe      integer NOT NULL,
     interval_start timestamptz NOT NULL,
     interval_end   timestamptz NOT NULL,
-    state          text NOT NULL CHECK (state IN ('present', 'verified_empty', 'exchange_outage', 'own_outage')),
+    state          text NOT NULL
+        CHECK (state IN ('present', 'verified_empty', 'exchange_outage', 'own_outage', 'archived')),
     source         text NOT NULL,
     learned_at     timestamptz NOT NULL,
     expires_at     timestamptz,
