@@ -103,5 +103,7 @@ WHERE c.hypertable_schema = current_schema() AND c.hypertable_name = 'candles' A
 CALL refresh_continuous_aggregate($1::text::regclass, $2::timestamptz, $3::timestamptz);
 
 -- name: allow_decompression
--- A late correction may touch many compressed rows.
+-- A late correction may touch many compressed rows. Its plan has to know which: one made for any arguments decompresses
+-- every chunk there is, of all series.
 SET LOCAL timescaledb.max_tuples_decompressed_per_dml_transaction = 0;
+SET LOCAL plan_cache_mode = force_custom_plan;

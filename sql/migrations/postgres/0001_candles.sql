@@ -124,6 +124,8 @@ CREATE TABLE quarantine (
 -- A row may be longer than an index entry can be.
 CREATE UNIQUE INDEX quarantine_once
     ON quarantine (instrument_id, timeframe, coalesce(open_time, '-infinity'), md5(reason), md5(raw));
+-- Read from its end for the newest ones of a series.
+CREATE INDEX quarantine_by_series ON quarantine (instrument_id, timeframe, quarantine_id);
 
 -- Public trades, recorded where that is switched on.
 CREATE TABLE trade_history (

@@ -34,7 +34,9 @@ CREATE INDEX aggregates_due_by_instrument ON aggregates_due (instrument_id, inte
 -- high, low or close unless the whole window is such minutes. Quantities are added as decimals (numeric), because
 -- a float sum is not the number the exchange publishes; by way of text, because a float turned into numeric at once
 -- is cut to 15 digits. What one minute does not know, its window does not know.
-CREATE MATERIALIZED VIEW candles_5m WITH (timescaledb.continuous, timescaledb.materialized_only = false) AS
+-- Materialized only: an aggregate on an aggregate that also looks at its base cannot leave out any chunk of that base,
+-- so that a day of hours would read all minutes there are, and so would every refresh.
+CREATE MATERIALIZED VIEW candles_5m WITH (timescaledb.continuous, timescaledb.materialized_only = true) AS
 SELECT instrument_id,
        time_bucket(INTERVAL '5 minutes', open_time) AS open_time,
        coalesce(first(open, open_time) FILTER (WHERE coalesce(trades > 0, volume > 0)), first(open, open_time)) AS open,
@@ -55,7 +57,7 @@ WHERE timeframe = 60
 GROUP BY instrument_id, time_bucket(INTERVAL '5 minutes', open_time)
 WITH NO DATA;
 
-CREATE MATERIALIZED VIEW candles_15m WITH (timescaledb.continuous, timescaledb.materialized_only = false) AS
+CREATE MATERIALIZED VIEW candles_15m WITH (timescaledb.continuous, timescaledb.materialized_only = true) AS
 SELECT instrument_id,
        time_bucket(INTERVAL '15 minutes', open_time) AS open_time,
        coalesce(first(open, open_time) FILTER (WHERE traded), first(open, open_time)) AS open,
@@ -75,7 +77,7 @@ FROM candles_5m
 GROUP BY instrument_id, time_bucket(INTERVAL '15 minutes', open_time)
 WITH NO DATA;
 
-CREATE MATERIALIZED VIEW candles_1h WITH (timescaledb.continuous, timescaledb.materialized_only = false) AS
+CREATE MATERIALIZED VIEW candles_1h WITH (timescaledb.continuous, timescaledb.materialized_only = true) AS
 SELECT instrument_id,
        time_bucket(INTERVAL '1 hour', open_time) AS open_time,
        coalesce(first(open, open_time) FILTER (WHERE traded), first(open, open_time)) AS open,
@@ -95,7 +97,7 @@ FROM candles_15m
 GROUP BY instrument_id, time_bucket(INTERVAL '1 hour', open_time)
 WITH NO DATA;
 
-CREATE MATERIALIZED VIEW candles_4h WITH (timescaledb.continuous, timescaledb.materialized_only = false) AS
+CREATE MATERIALIZED VIEW candles_4h WITH (timescaledb.continuous, timescaledb.materialized_only = true) AS
 SELECT instrument_id,
        time_bucket(INTERVAL '4 hours', open_time) AS open_time,
        coalesce(first(open, open_time) FILTER (WHERE traded), first(open, open_time)) AS open,
@@ -115,7 +117,7 @@ FROM candles_1h
 GROUP BY instrument_id, time_bucket(INTERVAL '4 hours', open_time)
 WITH NO DATA;
 
-CREATE MATERIALIZED VIEW candles_1d WITH (timescaledb.continuous, timescaledb.materialized_only = false) AS
+CREATE MATERIALIZED VIEW candles_1d WITH (timescaledb.continuous, timescaledb.materialized_only = true) AS
 SELECT instrument_id,
        time_bucket(INTERVAL '1 day', open_time) AS open_time,
        coalesce(first(open, open_time) FILTER (WHERE traded), first(open, open_time)) AS open,
@@ -136,7 +138,7 @@ GROUP BY instrument_id, time_bucket(INTERVAL '1 day', open_time)
 WITH NO DATA;
 
 -- What traded in a day, hour by hour: for screeners and reports.
-CREATE MATERIALIZED VIEW daily_statistics WITH (timescaledb.continuous, timescaledb.materialized_only = false) AS
+CREATE MATERIALIZED VIEW daily_statistics WITH (timescaledb.continuous, timescaledb.materialized_only = true) AS
 SELECT instrument_id,
        time_bucket(INTERVAL '1 day', open_time) AS day,
        coalesce(first(open, open_time) FILTER (WHERE traded), first(open, open_time)) AS open,
