@@ -77,6 +77,10 @@ class Replicas:
                 behind.append(replica)
         if not (behind and self._primary.silent):
             yield self._primary
+        # Nobody answered. One that was away a moment ago may be back before it was looked at again.
+        for replica in (one for one in self._replicas if one.away):
+            if await self._has_seen_enough(replica) or not replica.away:
+                behind.append(replica)
         for replica in sorted(behind, key=lambda one: -one.seen_at):
             if not self._told_behind:
                 self._told_behind = True
