@@ -85,6 +85,30 @@ async def test_absences_come_with_evidence_and_expiry(pair: Pair) -> None:
         assert sources[0] == sources[1]
 
 
+async def test_a_series_that_is_behind_is_not_written_along(pair: Pair) -> None:
+    """Else the secondary would learn of a range from a later batch than the primary did."""
+    held = asyncio.Event()
+
+    async def hold(_: Any) -> None:
+        await held.wait()
+
+    async with pair.opened() as store:
+        pair.secondary.down()
+        await store.write(batch(made(range(5)), source="first"))
+        pair.secondary.before_write = hold
+        pair.secondary.up()
+        await until(lambda: store.status.secondary_outage is None)
+        writing = asyncio.create_task(store.write(batch(made(range(8)), source="second")))
+        # Whoever copies a little holds the series; nothing else keeps the write back.
+        held.set()
+        await writing
+        await until(lambda: store.status.current)
+    async with pair.each() as (first, second):
+        told = [[(one.interval, one.source) for one in await each.coverage(BTC)] for each in (first, second)]
+        assert told[0] == told[1]
+        assert [source for _, source in told[0]] == ["first", "second"]
+
+
 async def test_an_absence_that_expired_meanwhile_does_not_keep_it_busy(pair: Pair) -> None:
     async with pair.opened() as store:
         await store.write(batch(made([0]), absences=[absence(1, 9)]))
@@ -211,6 +235,29 @@ async def test_two_processes_may_do_it_at_once(pair: Pair) -> None:
         # Each compares what it wrote; the last one sees what both left.
         await asyncio.gather(one.catch_up(), other.catch_up())
         await one.catch_up()
+    await pair.assert_agree()
+
+
+async def test_two_processes_that_write_in_two_orders_are_found_without_being_asked(pair: Pair) -> None:
+    """Ours reaches the primary first and the secondary last; both stores count one correction for each write."""
+    pair.rules = replace(pair.rules, compare_every_s=0.01, compare_all_every_s=1e9)
+    async with pair.each() as (first, second), pair.opened() as store:
+
+        async def other(_: Any) -> None:
+            pair.secondary.before_write = None
+            await first.write(batch(made([0], version=2)))
+            await second.write(batch(made([0], version=2)))
+
+        await store.write(batch(made([0])))
+        await until(lambda: store.status.current)
+        pair.secondary.before_write = other
+        assert await store.write(batch(made([0], version=1))) == Written(corrected=1)
+        assert await second.read(BTC, *WHOLE) == made([0], version=1)
+
+        async def right() -> bool:
+            return bool(await second.read(BTC, *WHOLE) == made([0], version=2))
+
+        await until(right)
     await pair.assert_agree()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,12 +24,13 @@ from store.postgres.connection import PoolRules
 from store.postgres.mode import Mode
 from store.postgres.store import PostgresStore
 from store.sqlite.store import SqliteStore
+from tests.support.cutting_proxy import CuttingProxy
 from tests.support.failing_store import QUICK, assert_agree, until
 from tests.support.made_candles import BTC, ETH, START, absence, at, batch, made
 from tests.support.postgres_server import PrivatePostgres
 
 WHOLE = (START, at(100_000))
-RULES = PoolRules(acquire_seconds=2.0, connect_seconds=2.0, away_seconds=0.1)
+RULES = PoolRules(acquire_seconds=2.0, connect_seconds=2.0, command_seconds=2.0, away_seconds=0.1)
 
 
 @pytest.fixture(scope="module")
@@ -120,6 +122,27 @@ async def test_a_secondary_that_is_killed_again_and_again_while_it_is_brought_up
             server.start()
         await until(lambda: store.status.current)
     await two.assert_agree()
+
+
+async def test_a_secondary_that_falls_silent_holds_a_write_up_once(filled: Two) -> None:
+    """No answer at all is worse than a refusal: each wait for it is a long one."""
+    two = filled
+    async with CuttingProxy.opened(two.url.port) as proxy:
+        two.url = replace(two.url, port=proxy.port)
+        async with two.opened(database_first=False) as store:
+            await store.catch_up()
+            proxy.vanish()
+            started = time.monotonic()
+            for minute in range(9000, 9020):
+                assert await store.write(batch(made([minute]))) == Written(inserted=1)
+            for minute in range(20):
+                assert await store.write(batch(made([minute]), series=ETH))
+            # Twenty waits would be forty seconds.
+            assert time.monotonic() - started < 20
+            assert set(store.status.behind) == {BTC, ETH}
+            proxy.come_back()
+            await until(lambda: store.status.current)
+        await two.assert_agree()
 
 
 async def test_a_server_that_is_down_at_the_start_is_used_later(filled: Two, server: PrivatePostgres) -> None:
