@@ -49,14 +49,14 @@ UPDATE series SET revision = revision + 1, last_write = $3 WHERE instrument_id =
 
 -- name: list_series
 -- Every series with its counts and bounds; what is known of its coverage at (now). The sums are small, because
--- chunks are counted and not rows.
+-- chunks are counted and not rows, and the ledger knows the first and the last candle: a look into `candles` would
+-- have to open every partition.
 SELECT i.exchange, i.symbol, s.timeframe, s.revision, s.last_write, s.instrument_id,
        (SELECT coalesce(sum(c.row_count), 0)::bigint FROM candle_chunks c
         WHERE c.instrument_id = s.instrument_id AND c.timeframe = s.timeframe) AS row_count,
-       (SELECT c.open_time FROM candles c WHERE c.instrument_id = s.instrument_id AND c.timeframe = s.timeframe
-        ORDER BY c.open_time LIMIT 1) AS first_open,
-       (SELECT c.open_time FROM candles c WHERE c.instrument_id = s.instrument_id AND c.timeframe = s.timeframe
-        ORDER BY c.open_time DESC LIMIT 1) AS last_open,
+       known.first_open,
+       CASE s.timeframe WHEN 2592000 THEN (known.last_end AT TIME ZONE 'UTC' - INTERVAL '1 month') AT TIME ZONE 'UTC'
+                        ELSE known.last_end - s.timeframe * INTERVAL '1 second' END AS last_open,
        (SELECT count(*) FROM candle_corrections c
         WHERE c.instrument_id = s.instrument_id AND c.timeframe = s.timeframe) AS corrections,
        (SELECT count(*) FROM quarantine q
@@ -69,6 +69,8 @@ FROM series s
 JOIN instruments i USING (instrument_id)
 CROSS JOIN LATERAL (
     SELECT min(l.interval_start) AS first_instant, max(l.interval_end) AS last_instant,
+           min(l.interval_start) FILTER (WHERE l.state = 'present') AS first_open,
+           max(l.interval_end) FILTER (WHERE l.state = 'present') AS last_end,
            coalesce(sum(extract(epoch FROM l.interval_end - l.interval_start) * 1000)
                     FILTER (WHERE l.expires_at IS NULL OR l.expires_at > $1), 0)::bigint AS known_ms,
            coalesce(sum(extract(epoch FROM l.interval_end - l.interval_start) * 1000)
@@ -83,10 +85,35 @@ ORDER BY i.exchange COLLATE "C", i.symbol COLLATE "C", s.timeframe;
 SELECT (SELECT count(*) FROM series), (SELECT coalesce(sum(row_count), 0)::bigint FROM candle_chunks);
 
 -- name: first_open
--- Open time of the first candle of the series (instrument, timeframe), archived or not.
-SELECT least((SELECT open_time FROM candles WHERE instrument_id = $1 AND timeframe = $2 ORDER BY open_time LIMIT 1),
-             (SELECT min(interval_start) FROM coverage
-              WHERE instrument_id = $1 AND timeframe = $2 AND state = 'archived'));
+-- Open time of the first candle of the series (instrument, timeframe), here or in the archive.
+SELECT interval_start FROM coverage
+WHERE instrument_id = $1 AND timeframe = $2 AND state IN ('present', 'archived')
+ORDER BY interval_start
+LIMIT 1;
+
+-- name: newest_bound
+-- Before (end), the candles of (instrument, timeframe) from here on are (count) at least; null where there are fewer.
+-- A chunk's start. The newest chunk counts for nothing: it may reach beyond the end.
+SELECT chunk_start FROM (
+    SELECT chunk_start, sum(row_count) OVER counted - first_value(row_count) OVER counted AS row_count
+    FROM candle_chunks
+    WHERE instrument_id = $1 AND timeframe = $2 AND chunk_start < $3
+    WINDOW counted AS (ORDER BY chunk_start DESC ROWS UNBOUNDED PRECEDING)) counts
+WHERE row_count >= $4
+ORDER BY chunk_start DESC
+LIMIT 1;
+
+-- name: oldest_bound
+-- From (start) on, the candles of (instrument, timeframe) up to here are (count) at least; null where there are fewer.
+-- A chunk's start.
+SELECT chunk_start FROM (
+    SELECT chunk_start, sum(row_count) OVER counted - row_count AS row_count
+    FROM candle_chunks
+    WHERE instrument_id = $1 AND timeframe = $2 AND chunk_start >= $3
+    WINDOW counted AS (ORDER BY chunk_start ROWS UNBOUNDED PRECEDING)) counts
+WHERE row_count >= $4
+ORDER BY chunk_start
+LIMIT 1;
 
 -- name: read_candles
 -- Candles of (instrument, timeframe, start, end), oldest first, at most (limit) where that is not null.
@@ -111,44 +138,54 @@ ORDER BY open_time DESC
 LIMIT $5;
 
 -- name: read_candles_as_of
--- Candles of (instrument, timeframe, start, end), oldest first, at most (limit), as known (as of).
+-- Candles of (instrument, timeframe, start, end), oldest first, at most (limit), as known (as of): no more
+-- of either half can be among them.
 SELECT * FROM (
-    SELECT open_time, lseg(point(open, high), point(low, close)) AS prices,
-           lseg(point(volume, coalesce(quote_volume, 'NaN')),
-                point(coalesce(taker_buy_volume, 'NaN'), coalesce(taker_buy_quote_volume, 'NaN'))) AS quantities,
-           coalesce(trades, -1) AS trades, coalesce(early_close_time, '-infinity') AS early_close_time
-    FROM candles
-    WHERE instrument_id = $1 AND timeframe = $2 AND open_time >= $3 AND open_time < $4
-      AND learned_at <= $6
+    (SELECT open_time, lseg(point(open, high), point(low, close)) AS prices,
+            lseg(point(volume, coalesce(quote_volume, 'NaN')),
+                 point(coalesce(taker_buy_volume, 'NaN'), coalesce(taker_buy_quote_volume, 'NaN'))) AS quantities,
+            coalesce(trades, -1) AS trades, coalesce(early_close_time, '-infinity') AS early_close_time
+     FROM candles
+     WHERE instrument_id = $1 AND timeframe = $2 AND open_time >= $3 AND open_time < $4
+       AND learned_at <= $6
+     ORDER BY open_time
+     LIMIT $5)
     UNION ALL
-    SELECT open_time, lseg(point(open, high), point(low, close)) AS prices,
-           lseg(point(volume, coalesce(quote_volume, 'NaN')),
-                point(coalesce(taker_buy_volume, 'NaN'), coalesce(taker_buy_quote_volume, 'NaN'))) AS quantities,
-           coalesce(trades, -1) AS trades, coalesce(early_close_time, '-infinity') AS early_close_time
-    FROM candle_corrections
-    WHERE instrument_id = $1 AND timeframe = $2 AND open_time >= $3 AND open_time < $4
-      AND learned_at <= $6 AND replaced_at > $6) versions
+    (SELECT open_time, lseg(point(open, high), point(low, close)) AS prices,
+            lseg(point(volume, coalesce(quote_volume, 'NaN')),
+                 point(coalesce(taker_buy_volume, 'NaN'), coalesce(taker_buy_quote_volume, 'NaN'))) AS quantities,
+            coalesce(trades, -1) AS trades, coalesce(early_close_time, '-infinity') AS early_close_time
+     FROM candle_corrections
+     WHERE instrument_id = $1 AND timeframe = $2 AND open_time >= $3 AND open_time < $4
+       AND learned_at <= $6 AND replaced_at > $6
+     ORDER BY open_time
+     LIMIT $5)) versions
 ORDER BY open_time
 LIMIT $5;
 
 -- name: read_newest_candles_as_of
--- The last (limit) candles of (instrument, timeframe, start, end), newest first, as known (as of).
+-- The last (limit) candles of (instrument, timeframe, start, end), newest first, as known (as of): no more
+-- of either half can be among them.
 SELECT * FROM (
-    SELECT open_time, lseg(point(open, high), point(low, close)) AS prices,
-           lseg(point(volume, coalesce(quote_volume, 'NaN')),
-                point(coalesce(taker_buy_volume, 'NaN'), coalesce(taker_buy_quote_volume, 'NaN'))) AS quantities,
-           coalesce(trades, -1) AS trades, coalesce(early_close_time, '-infinity') AS early_close_time
-    FROM candles
-    WHERE instrument_id = $1 AND timeframe = $2 AND open_time >= $3 AND open_time < $4
-      AND learned_at <= $6
+    (SELECT open_time, lseg(point(open, high), point(low, close)) AS prices,
+            lseg(point(volume, coalesce(quote_volume, 'NaN')),
+                 point(coalesce(taker_buy_volume, 'NaN'), coalesce(taker_buy_quote_volume, 'NaN'))) AS quantities,
+            coalesce(trades, -1) AS trades, coalesce(early_close_time, '-infinity') AS early_close_time
+     FROM candles
+     WHERE instrument_id = $1 AND timeframe = $2 AND open_time >= $3 AND open_time < $4
+       AND learned_at <= $6
+     ORDER BY open_time DESC
+     LIMIT $5)
     UNION ALL
-    SELECT open_time, lseg(point(open, high), point(low, close)) AS prices,
-           lseg(point(volume, coalesce(quote_volume, 'NaN')),
-                point(coalesce(taker_buy_volume, 'NaN'), coalesce(taker_buy_quote_volume, 'NaN'))) AS quantities,
-           coalesce(trades, -1) AS trades, coalesce(early_close_time, '-infinity') AS early_close_time
-    FROM candle_corrections
-    WHERE instrument_id = $1 AND timeframe = $2 AND open_time >= $3 AND open_time < $4
-      AND learned_at <= $6 AND replaced_at > $6) versions
+    (SELECT open_time, lseg(point(open, high), point(low, close)) AS prices,
+            lseg(point(volume, coalesce(quote_volume, 'NaN')),
+                 point(coalesce(taker_buy_volume, 'NaN'), coalesce(taker_buy_quote_volume, 'NaN'))) AS quantities,
+            coalesce(trades, -1) AS trades, coalesce(early_close_time, '-infinity') AS early_close_time
+     FROM candle_corrections
+     WHERE instrument_id = $1 AND timeframe = $2 AND open_time >= $3 AND open_time < $4
+       AND learned_at <= $6 AND replaced_at > $6
+     ORDER BY open_time DESC
+     LIMIT $5)) versions
 ORDER BY open_time DESC
 LIMIT $5;
 

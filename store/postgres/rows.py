@@ -11,11 +11,14 @@ import pyarrow as pa
 import sql
 from market.instrument import Instrument, Series
 from market.interval import Interval
+from market.timeframe import DAY_MS
 from store.postgres.columns import Instant, decoded, read_columns
 from store.postgres.connection import Connection
 from store.series_key import SeriesKey, parts_of
 
 QUERIES = sql.queries("postgres")
+#: A range of this length is in few partitions: not worth a question before.
+_FEW_CHUNKS_MS = 5 * DAY_MS
 
 
 async def find_series(connection: Connection, series: Series) -> SeriesKey | None:
@@ -60,7 +63,46 @@ async def read_candles(
     newest: bool = False,
     as_of_ms: int | None = None,
 ) -> pa.Table:
-    """Candles of an interval, sorted; see :meth:`store.candle_store.CandleStore.read`."""
+    """Candles of an interval, sorted; see :meth:`store.candle_store.CandleStore.read`.
+
+    With a limit, no more of the table is opened than holds so many candles: a query over an open range would have
+    to plan for, and to lock, every partition there is.
+    """
+    if limit is None or interval.duration <= _FEW_CHUNKS_MS:
+        return await _read_run(connection, key, interval, limit, newest, as_of_ms)
+    found: list[pa.Table] = []
+    rest, missing, count = interval, limit, limit
+    while True:
+        run = await _run_with(connection, key, rest, count, newest)
+        table = await _read_run(connection, key, run, missing, newest, as_of_ms)
+        found.append(table)
+        missing -= table.num_rows
+        if not missing or run == rest:
+            return pa.concat_tables(found[::-1] if newest else found)
+        rest = Interval(rest.start, run.start) if newest else Interval(run.end, rest.end)
+        # As of an earlier moment, and where the archive alone has them, candles are fewer than were counted.
+        count *= 4
+
+
+async def _run_with(
+    connection: Connection, key: SeriesKey, interval: Interval, count: int, newest: bool
+) -> Interval:
+    """The end of an interval, or its beginning, that holds at least `count` candles; all of it if it does not."""
+    name, edge = ("newest_bound", interval.end) if newest else ("oldest_bound", interval.start)
+    bound = await connection.fetchval(QUERIES[name], key.instrument_id, key.timeframe, edge, count)
+    if bound is None or not interval.start < bound < interval.end:
+        return interval
+    return Interval(bound, interval.end) if newest else Interval(interval.start, bound)
+
+
+async def _read_run(
+    connection: Connection,
+    key: SeriesKey,
+    interval: Interval,
+    limit: int | None,
+    newest: bool,
+    as_of_ms: int | None,
+) -> pa.Table:
     name = "read_newest_candles" if newest else "read_candles"
     arguments: list[int | None] = [
         key.instrument_id, key.timeframe, Instant(interval.start), Instant(interval.end), limit
