@@ -30,8 +30,8 @@ class Chunk:
     digest: Digest
     #: The series' revision when it last changed.
     revision: int
-    #: True where the rows are in the archive and no longer in the database; the digest is still theirs.
-    archived: bool = False
+    #: The part of it that is in the archive and no longer in the database.
+    archived: Digest = field(default_factory=Digest)
 
 
 @dataclass(frozen=True, kw_only=True)

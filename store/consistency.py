@@ -49,7 +49,7 @@ async def differences(
     ours, theirs = await primary.chunks(series), await secondary.chunks(series)
     unequal = chunk_differences(ours, theirs)
     # Whoever dropped them has their digests still, and these are compared.
-    archived = {one.start for one in (*ours, *theirs) if one.archived}
+    archived = {one.start for one in (*ours, *theirs) if one.archived.rows}
     spans = _all_spans(primary, secondary, series) if rows else _chunk_spans(unequal, series.timeframe)
     explained: set[int] = set()
     runs = _Runs()

@@ -78,7 +78,7 @@ async def check_series(
     chunks = await store.chunks(series)
     if archive is not None:
         findings += [one async for one in _against_archive(archive, series, chunks)]
-    expected = sum((one.digest for one in chunks if not one.archived), Digest())
+    expected = sum((one.digest - one.archived for one in chunks), Digest())
     if expected != total:
         findings.append(
             _finding(
@@ -96,20 +96,21 @@ async def check_series(
 
 async def archived_candles(store: CandleStore, series: Series) -> int:
     """How many candles of a series :func:`check_series` cannot look at, because the archive alone has them."""
-    return sum(one.digest.rows for one in await store.chunks(series) if one.archived)
+    return sum(one.archived.rows for one in await store.chunks(series))
 
 
 async def _against_archive(archive: Archive, series: Series, chunks: Sequence[Chunk]) -> AsyncIterator[Finding]:
     """The digests of archived chunks against the files that should hold them; no file is read."""
     whole = period_digests(chunks, series.timeframe)
     files = {}
-    if any(one.archived for one in chunks):
+    if any(one.archived.rows for one in chunks):
         manifest = await asyncio.to_thread(archive.manifest, series)
         files = {} if manifest is None else {one.period: one for one in manifest.files}
-    for period in sorted({period_of(one.start, series.timeframe) for one in chunks if one.archived}):
+    for period in sorted({period_of(one.start, series.timeframe) for one in chunks if one.archived.rows}):
         file = files.get(period)
+        inside = [one for one in chunks if period_of(one.start, series.timeframe) == period]
         # Rows that were written since into the same period are in no file before the archive is built again.
-        if any(not one.archived for one in chunks if period_of(one.start, series.timeframe) == period):
+        if any(one.archived != one.digest for one in inside):
             continue
         if file is None or Digest.of_hex(file.rows, file.digest) != whole[period]:
             what = "has no file of them" if file is None else f"has other ones ({file.name})"

@@ -31,8 +31,8 @@ class StoredChunk:
     unverified: int
     #: The series' revision when a reader last saw a change; None for "by this batch".
     revision: int | None = None
-    #: True where the rows are in the archive only.
-    archived: bool = False
+    #: The part of it that is in the archive alone.
+    archived: Digest = field(default_factory=Digest)
 
 
 def chunk_starts(open_times: Int64s, timeframe: Timeframe) -> Int64s:
@@ -107,12 +107,15 @@ class Merge:
         ends = chunk_starts(open_times_ms(self.table)[[0, -1]], self.timeframe)
         return Interval(int(ends[0]), int(ends[1]) + 1)
 
-    def meet(self, stored: dict[int, StoredChunk]) -> list[Interval]:
+    def meet(self, stored: dict[int, StoredChunk], archived: IntervalSet | None = None) -> list[Interval]:
         """Compare chunk by chunk with the digests stored in :attr:`span`.
 
+        :param archived: where the rows are in the archive alone; None for nowhere.
         :return: the intervals whose stored rows have to be read and given to :meth:`compare`, sorted.
-        :raises StoreUnusable: rows for a chunk that was archived, and not exactly its rows.
+        :raises StoreUnusable: rows for what is archived of a chunk, and not exactly the archived ones.
         """
+        if archived:
+            self._leave_archived(stored, archived)
         if not self.table.num_rows:
             return []
         times = open_times_ms(self.table)
@@ -130,15 +133,9 @@ class Merge:
                 self.chunks[chunk_start] = StoredChunk(ours, unverified)
             elif chunk.digest == ours:
                 self.unchanged += int(end - start)
-                if chunk.unverified and self.state is CandleState.VERIFIED and not chunk.archived:
+                if chunk.unverified and self.state is CandleState.VERIFIED:
                     self.chunks[chunk_start] = replace(chunk, unverified=0)
                     self._raise(times[start:end])
-            elif chunk.archived:
-                # What is there cannot be compared row by row, so a correction could not keep the old version.
-                raise StoreUnusable(
-                    f"{self.series}: the candles of {iso(chunk_start)} and after were archived and dropped from "
-                    "the database, which takes no other ones for them; nothing was written"
-                )
             else:
                 self._met[chunk_start] = chunk
                 span = Interval(int(times[start]), int(times[end - 1]) + 1)
@@ -213,6 +210,19 @@ class Merge:
                 for first, last in zip(times[starts].tolist(), times[ends].tolist(), strict=True)
             ]
         return IntervalSet(found)
+
+    def _leave_archived(self, stored: dict[int, StoredChunk], archived: IntervalSet) -> None:
+        """Take the rows that the archive has out of the batch, as unchanged ones."""
+        inside = archived.contains_all(open_times_ms(self.table))
+        for chunk_start, ours in self._sums(self.table.filter(pa.array(inside))).items():
+            if ours != stored[chunk_start].archived:
+                # They cannot be compared row by row, and a correction could not keep the old version.
+                raise StoreUnusable(
+                    f"{self.series}: candles of the chunk that starts at {iso(chunk_start)} were archived and "
+                    "dropped from the database, which takes nothing but exactly these for them; nothing was written"
+                )
+        self.unchanged += int(inside.sum())
+        self.table = self.table.filter(pa.array(~inside))
 
     def _raise(self, times: Int64s) -> None:
         self.raised += IntervalSet.of_candles(times, self.timeframe)

@@ -232,7 +232,7 @@ WHERE instrument_id = $1 AND timeframe = $2 AND open_time >= $3 AND open_time < 
 
 -- name: read_chunks
 -- Digests of the chunks of (instrument, timeframe) that start in (start, end).
-SELECT chunk_start, row_count, unverified, digest, revision, archived FROM candle_chunks
+SELECT chunk_start, row_count, unverified, digest, revision, archived_rows, archived_digest FROM candle_chunks
 WHERE instrument_id = $1 AND timeframe = $2 AND chunk_start >= $3 AND chunk_start < $4
 ORDER BY chunk_start;
 

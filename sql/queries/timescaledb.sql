@@ -55,6 +55,37 @@ FROM candles_1d
 WHERE instrument_id = $1 AND open_time >= $2 AND open_time < $3
 ORDER BY open_time;
 
+-- name: minutes_in_5m
+-- Of how many minutes the candles of 5m of (instrument, start, end) were made.
+SELECT coalesce(sum(minutes), 0)::bigint FROM candles_5m WHERE instrument_id = $1 AND open_time >= $2 AND open_time < $3;
+
+-- name: minutes_in_15m
+-- Of how many minutes the candles of 15m of (instrument, start, end) were made.
+SELECT coalesce(sum(minutes), 0)::bigint FROM candles_15m WHERE instrument_id = $1 AND open_time >= $2 AND open_time < $3;
+
+-- name: minutes_in_1h
+-- Of how many minutes the candles of 1h of (instrument, start, end) were made.
+SELECT coalesce(sum(minutes), 0)::bigint FROM candles_1h WHERE instrument_id = $1 AND open_time >= $2 AND open_time < $3;
+
+-- name: minutes_in_4h
+-- Of how many minutes the candles of 4h of (instrument, start, end) were made.
+SELECT coalesce(sum(minutes), 0)::bigint FROM candles_4h WHERE instrument_id = $1 AND open_time >= $2 AND open_time < $3;
+
+-- name: minutes_in_1d
+-- Of how many minutes the candles of 1d of (instrument, start, end) were made.
+SELECT coalesce(sum(minutes), 0)::bigint FROM candles_1d WHERE instrument_id = $1 AND open_time >= $2 AND open_time < $3;
+
+-- name: erased_days
+-- Days of archived minutes of which the aggregates do not have all: somebody refreshed them after the drop.
+SELECT count(*)
+FROM candle_chunks c
+LEFT JOIN candles_1d d ON d.instrument_id = c.instrument_id AND d.open_time = c.chunk_start
+WHERE c.timeframe = 60 AND c.archived_rows > 0 AND d.minutes IS DISTINCT FROM c.row_count
+  -- Where minutes are written that no refresh may reach, readers do not ask the aggregate.
+  AND NOT EXISTS (SELECT FROM aggregates_due a
+                  WHERE a.instrument_id = c.instrument_id AND a.interval_start < c.chunk_start + INTERVAL '1 day'
+                    AND a.interval_end > c.chunk_start);
+
 -- name: add_aggregate_due
 -- Minutes of (instrument, start, end) have changed since the aggregates were last refreshed.
 INSERT INTO aggregates_due (instrument_id, interval_start, interval_end) VALUES ($1, $2, $3);

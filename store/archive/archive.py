@@ -199,9 +199,8 @@ class Archive:
         if not page.unread:
             return page.table
         kept = await asyncio.to_thread(self.read, series, page.unread)
-        dropped = [one for one in chunks if one.archived]
-        expected = period_digests(dropped, series.timeframe).get(period, Digest())
-        if digest(kept) != expected:
+        inside = (one.archived for one in chunks if period_of(one.start, series.timeframe) == period)
+        if digest(kept) != sum(inside, Digest()):
             raise StoreUnusable(
                 f"{series}: {self.root} has other candles of {period} than were archived when the database dropped "
                 "them; restore it from a backup, or name the archive that has them"

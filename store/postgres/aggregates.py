@@ -18,10 +18,11 @@ import pyarrow as pa
 import structlog
 
 from market.candle import by_open_time, open_times_ms
+from market.coverage import Covered, archived
 from market.errors import Retryable, Terminal
 from market.interval import Interval, IntervalSet
 from market.rollup import roll_up
-from market.timeframe import DAY_MS, TIMEFRAMES, Timeframe
+from market.timeframe import DAY_MS, MINUTE_MS, TIMEFRAMES, Timeframe
 from store.postgres.columns import Instant, decoded, read_columns
 from store.postgres.connection import Connection
 from store.postgres.database import Database
@@ -64,6 +65,31 @@ async def read_aggregate(
             kept = kept.filter(pa.array(~due.contains_all(open_times_ms(kept))))
         parts.append(kept)
     return by_open_time(pa.concat_tables(parts)), due
+
+
+async def erased(
+    connection: Connection,
+    key: SeriesKey,
+    timeframe: Timeframe,
+    interval: Interval,
+    ledger: Sequence[Covered],
+    from_minutes: IntervalSet,
+) -> IntervalSet:
+    """Where the aggregate lacks archived minutes: somebody refreshed it after the drop, and so erased them.
+
+    :param ledger: of the minutes, inside `interval`, which is whole buckets.
+    :param from_minutes: where :func:`read_aggregate` did not ask the aggregate.
+    """
+    there = IntervalSet(one.interval for one in ledger if one.state.has_candles)
+    buckets = IntervalSet(Interval(timeframe.floor(one.start), timeframe.ceil(one.end)) for one in archived(ledger))
+    lacking: list[Interval] = []
+    for run in buckets.clip(interval.start, interval.end) - from_minutes:
+        found = await connection.fetchval(
+            TIMESCALE_QUERIES[f"minutes_in_{timeframe.name}"], key.instrument_id, run.start, run.end
+        )
+        if found * MINUTE_MS != there.clip(run.start, run.end).duration:
+            lacking.append(run)
+    return IntervalSet(lacking)
 
 
 class Aggregates:

@@ -9,9 +9,10 @@ from typing import ParamSpec, TypeVar
 import pyarrow as pa
 
 from market.candle import open_times_ms
+from market.coverage import archived
 from market.errors import Mismatch
 from market.fingerprint import Digest
-from market.interval import Interval
+from market.interval import Interval, IntervalSet
 from market.timeframe import ONE_MINUTE
 from store.batch import CandleBatch, Written
 from store.ledger import learn
@@ -20,7 +21,7 @@ from store.postgres.columns import WRITTEN, Instant, decoded_with_states, encode
 from store.postgres.connection import Connection
 from store.postgres.coverage import read_coverage, replace_coverage
 from store.postgres.mode import Mode
-from store.postgres.rows import QUERIES, storable
+from store.postgres.rows import QUERIES, archived_part, storable
 from store.postgres.schema import TIMESCALE_QUERIES
 from store.series_key import SeriesKey
 
@@ -37,7 +38,8 @@ async def write_batch(
     """Merge the batch of a series that is locked. Nothing is written where nothing changes."""
     merge = await _off_the_loop(batch.table.num_rows, Merge.of, batch, key, now_ms)
     stored = await _stored_chunks(connection, key, merge)
-    for span in await _off_the_loop(merge.table.num_rows, merge.meet, stored):
+    archive_only = await _archived(connection, key, merge, stored)
+    for span in await _off_the_loop(merge.table.num_rows, merge.meet, stored, archive_only):
         data = await read_columns(
             connection,
             QUERIES["read_candles_with_states"],
@@ -94,7 +96,20 @@ async def _stored_chunks(connection: Connection, key: SeriesKey, merge: Merge) -
     rows = await connection.fetch(
         QUERIES["read_chunks"], key.instrument_id, key.timeframe, merge.span.start, merge.span.end
     )
-    return {row[0]: StoredChunk(Digest.of_hex(row[1], row[3]), row[2], row[4], row[5]) for row in rows}
+    return {
+        row[0]: StoredChunk(Digest.of_hex(row[1], row[3]), row[2], row[4], archived_part(row[5], row[6]))
+        for row in rows
+    }
+
+
+async def _archived(
+    connection: Connection, key: SeriesKey, merge: Merge, stored: dict[int, StoredChunk]
+) -> IntervalSet:
+    """Where the archive alone has the rows that the batch meets."""
+    if not any(one.archived.rows for one in stored.values()):
+        return IntervalSet()
+    first, last = open_times_ms(merge.table)[[0, -1]].tolist()
+    return archived(await read_coverage(connection, key, first, last + 1))
 
 
 async def _copy_in(connection: Connection, table: str, key: SeriesKey, merge: Merge, parts: list[pa.Table]) -> None:

@@ -9,9 +9,11 @@ import asyncpg
 import pyarrow as pa
 
 import sql
+from market.fingerprint import Digest
 from market.instrument import Instrument, Series
 from market.interval import Interval
 from market.timeframe import DAY_MS
+from store.candle_store import Chunk
 from store.postgres.columns import Instant, decoded, read_columns
 from store.postgres.connection import Connection
 from store.series_key import SeriesKey, parts_of
@@ -111,6 +113,21 @@ async def _read_run(
         name += "_as_of"
         arguments.append(Instant(as_of_ms))
     return decoded(await read_columns(connection, QUERIES[name], *arguments), newest)
+
+
+def to_chunk(row: asyncpg.Record) -> Chunk:
+    """A row of ``read_chunks``."""
+    return Chunk(
+        start=row[0],
+        digest=Digest.of_hex(row[1], row[3]),
+        revision=row[4],
+        archived=archived_part(row[5], row[6]),
+    )
+
+
+def archived_part(rows: int, text: str | None) -> Digest:
+    """What the archive alone has of a chunk, from its two columns."""
+    return Digest() if text is None else Digest.of_hex(rows, text)
 
 
 def to_instrument(row: asyncpg.Record) -> Instrument:

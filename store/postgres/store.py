@@ -12,26 +12,37 @@ import structlog
 from market.candle import Refusal, no_candles, open_times_ms
 from market.clock import Clock
 from market.coverage import Covered, archived
-from market.fingerprint import Digest
 from market.instrument import Instrument, Series
 from market.interval import Interval
-from market.timeframe import DEFAULT_ORIGIN_MS, ONE_MINUTE, Timeframe
+from market.timeframe import DAY_MS, DEFAULT_ORIGIN_MS, ONE_MINUTE, Timeframe
 from store.answer import SeriesInfo
+from store.archive.archive import Archive
 from store.batch import CandleBatch, Written
 from store.candle_store import Chunk, SeriesFacts, StoredPage
 from store.derived import rolled_page
 from store.ledger import clip, counts
 from store.postgres import schema
 from store.postgres.address import DatabaseUrl
-from store.postgres.aggregates import Aggregates, has_aggregate, read_aggregate
+from store.postgres.aggregates import Aggregates, erased, has_aggregate, read_aggregate
 from store.postgres.connection import Connection, PoolRules
 from store.postgres.coverage import read_coverage
 from store.postgres.database import Database
+from store.postgres.maintenance import Maintenance, MaintenanceRules
 from store.postgres.merge import write_batch
 from store.postgres.mode import Mode
 from store.postgres.partitions import Partitions
-from store.postgres.rows import QUERIES, find_series, instrument_row, lock_series, read_candles, to_instrument
-from store.postgres.schema import Schema
+from store.postgres.retention import Retention
+from store.postgres.rows import (
+    QUERIES,
+    find_series,
+    instrument_row,
+    lock_series,
+    read_candles,
+    to_chunk,
+    to_instrument,
+)
+from store.postgres.schema import TIMESCALE_QUERIES, Schema
+from store.postgres.status import DatabaseStatus, database_status
 from store.series_key import SeriesKey
 
 log = structlog.get_logger(__name__)
@@ -197,7 +208,11 @@ class PostgresStore:
                 return StoredPage(table=no_candles(), coverage=[])
             table, from_minutes = await read_aggregate(connection, key, timeframe, interval)
             inside = await _clipped(connection, key, interval)
-            return StoredPage(table=table, coverage=inside, unread=archived(inside) & from_minutes)
+            dropped = archived(inside)
+            if not dropped:
+                return StoredPage(table=table, coverage=inside)
+            lost = await erased(connection, key, timeframe, interval, inside, from_minutes)
+            return StoredPage(table=table, coverage=inside, unread=dropped & (from_minutes | lost))
 
         return await self._database.read(work)
 
@@ -237,10 +252,7 @@ class PostgresStore:
             rows = await connection.fetch(
                 QUERIES["read_chunks"], key.instrument_id, key.timeframe, -_ALWAYS, _ALWAYS
             )
-            return [
-                Chunk(start=row[0], digest=Digest.of_hex(row[1], row[3]), revision=row[4], archived=row[5])
-                for row in rows
-            ]
+            return [to_chunk(row) for row in rows]
 
         return await self._database.read(work)
 
@@ -280,6 +292,19 @@ class PostgresStore:
 
         return await self._database.read(work)
 
+    async def status(self) -> DatabaseStatus:
+        """What an operator wants to know of the database."""
+        return await database_status(self._database, self.schema)
+
+    def maintenance(self, rules: MaintenanceRules) -> Maintenance:
+        """What keeps the database in order."""
+        return Maintenance(self._database, self.schema.mode, self._clock, rules)
+
+    def retention(self, archive: Archive, rules: MaintenanceRules) -> Retention:
+        """What drops candles that an archive has."""
+        mode, young = self.schema.mode, rules.compress_after_days * DAY_MS
+        return Retention(self._database, mode, self._clock, archive, young)
+
     async def count(self) -> tuple[int, int]:
         """How many series, and candles in all of them."""
         row = await self._database.read(lambda connection: connection.fetchrow(QUERIES["count_all"]))
@@ -293,6 +318,15 @@ class PostgresStore:
     async def integrity(self) -> list[str]:
         """What the database itself finds wrong; empty when sound."""
         found = []
+        if self.aggregates is not None:
+            days = await self._database.read(
+                lambda connection: connection.fetchval(TIMESCALE_QUERIES["erased_days"])
+            )
+            if days:
+                found.append(
+                    f"the aggregates lack minutes of {days:,} archived days, because they were refreshed there by "
+                    "hand; larger candles are made from the archive"
+                )
         if self._partitions is not None:
             waiting = await self._database.read(
                 lambda connection: connection.fetchval(QUERIES["count_default_rows"])

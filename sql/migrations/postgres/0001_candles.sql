@@ -82,7 +82,8 @@ CREATE TABLE candle_chunks (
     unverified    integer NOT NULL,                 -- rows in state closed
     digest        text NOT NULL,
     revision      bigint NOT NULL,                  -- the series' revision at the last change
-    archived      boolean NOT NULL DEFAULT false,   -- the rows were dropped; the archive has them
+    archived_rows   integer NOT NULL DEFAULT 0,     -- of row_count: dropped because the archive has them, and
+    archived_digest text,                           -- their part of the digest; null for none
     PRIMARY KEY (instrument_id, timeframe, chunk_start)
 );
 

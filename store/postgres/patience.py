@@ -1,0 +1,33 @@
+"""Transactions that may take long: they wait for nobody's lock for long, and no statement is stopped."""
+
+from __future__ import annotations
+
+from typing import Literal, TypeVar
+
+import sql
+from store.postgres.connection import Connection
+from store.postgres.database import Database
+from store.postgres.server import Work
+
+_T = TypeVar("_T")
+
+_QUERIES = sql.queries("postgres_maintenance")
+
+
+async def patiently(database: Database, work: Work[_T], *, snapshot: bool = False) -> _T:
+    """Run `work` in one transaction on a connection of its own.
+
+    :param snapshot: it only reads, and sees one moment.
+    :raises StoreBusy: somebody held a lock for longer than the rules of the connections say; nothing was changed.
+    """
+    lock_ms = str(round(database.primary.rules.lock_seconds * 1000))
+
+    async def transaction(connection: Connection) -> _T:
+        isolation: Literal["read_committed", "repeatable_read"] = (
+            "repeatable_read" if snapshot else "read_committed"
+        )
+        async with connection.transaction(isolation=isolation, readonly=snapshot):
+            await connection.execute(_QUERIES["bounded_waits"], lock_ms)
+            return await work(connection)
+
+    return await database.outside(transaction)
