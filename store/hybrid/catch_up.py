@@ -148,12 +148,15 @@ class CatchUp:
 
     async def _round(self, everything: bool) -> None:
         await self._secondary.use(lambda store: store.schema_version())
-        if self._agreement.instruments_doubtful or everything:
-            await self._copy_instruments()
-        due = self._all_compared is None or (
-            time.monotonic() - self._all_compared >= self._rules.compare_all_every_s
+        due = (
+            everything
+            or self._all_compared is None
+            or (time.monotonic() - self._all_compared >= self._rules.compare_all_every_s)
         )
-        if due or everything:
+        if due or self._agreement.instruments_doubtful:
+            # First: three-day candles count from the listing.
+            await self._copy_instruments()
+        if due:
             await self._doubt_all(everything)
         refused: StoreUnusable | None = None
         for series in self._agreement.doubtful:
@@ -168,7 +171,7 @@ class CatchUp:
             self.say_behind(str(refused))
             await self._secondary.use(lambda store: store.schema_version())
             raise refused
-        if due or everything:
+        if due:
             self._all_compared = time.monotonic()
             self._agreement.compared_at = self._clock.now_ms()
         if self._said_behind and not self._agreement.behind:
@@ -183,7 +186,6 @@ class CatchUp:
                 self._agreement.doubt(one.series)
             elif not self._agreement.is_behind(one.series):
                 self._agreement.mirrored(one.series)
-        await self._copy_instruments()
 
     async def _copy_instruments(self) -> None:
         self._agreement.instruments_doubtful = False

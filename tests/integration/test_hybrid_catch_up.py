@@ -170,6 +170,26 @@ async def test_instruments_are_brought_up(pair: Pair) -> None:
     await pair.assert_agree()
 
 
+async def test_instruments_that_others_save_or_that_were_refused_are_brought_up(pair: Pair) -> None:
+    told = Instrument(exchange="binance", symbol="A/B", exchange_symbol="AB", base="A", quote="B")
+    async with pair.each() as (first, second), pair.opened() as store:
+
+        async def alike() -> bool:
+            return await second.instruments() == await first.instruments()
+
+        await until(lambda: store.status.current)
+        await first.save_instruments([told])
+        await store.catch_up()
+        assert await alike()
+        # Nothing but this fails, so nothing else has to be compared.
+        pair.secondary.only = "save_instruments"
+        pair.secondary.down(StoreUnusable("refused"))
+        await store.save_instruments([replace(told, active=False)])
+        assert not await alike()
+        pair.secondary.up()
+        await until(alike)
+
+
 @pytest.mark.parametrize("name", list(TIMEFRAMES))
 async def test_every_timeframe_is_brought_up(pair: Pair, name: str) -> None:
     timeframe = TIMEFRAMES[name]
@@ -292,9 +312,11 @@ async def test_what_the_secondary_refuses_for_one_day_does_not_keep_the_rest_awa
         await store.catch_up()
         pair.secondary.before_write = refuse
         with capture_logs() as logs:
+            pair.secondary.down()
             await store.write(batch(made([5], version=1)))
             await store.write(batch(made(range(2990, 3100), version=1)))
             await store.write(batch(made(range(20)), series=ETH))
+            pair.secondary.up()
             async with pair.each() as (first, second):
 
                 async def lacks(series: Series, *days: int) -> bool:
