@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-BENCHMARKS = ("store", "backtest")
+BENCHMARKS = ("store", "postgres", "backtest")
 RESULTS = Path(__file__).parent / "results"
 
 

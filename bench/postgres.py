@@ -1,7 +1,7 @@
 """The PostgreSQL store beside raw asyncpg, with and without TimescaleDB: load, re-write, latest, cold range.
 
-Starts a private server with its durability on. The baseline has the bare table (on TimescaleDB the bare hypertable,
-in chunks of a day): no ledger, no digests, no checks.
+Starts a private server with its durability on. The baseline has the bare table (no ledger, digests or checks) in
+monthly partitions made before; on TimescaleDB in chunks of a day. Its tuples are ready; ours come as columns.
 
 python -m bench.postgres [--json] [--candles N] [--rounds N]
 """
@@ -9,12 +9,15 @@ python -m bench.postgres [--json] [--candles N] [--rounds N]
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 import asyncpg
 import pyarrow as pa
+import structlog
+import uvloop
 
 from bench.market import START, walk
 from bench.paired import Measured, paired, run
@@ -38,8 +41,16 @@ BATCH = 100_000
 _NAMES = ["s", "t", "o", "h", "l", "c", "v", "qv", "n", "tb", "tq", "e"]
 _COLUMNS = ", ".join(_NAMES)
 _RAW_TABLE = """
-CREATE TABLE raw (s int, t timestamptz, o float8, h float8, l float8, c float8, v float8, qv float8, n bigint, tb float8,
-                  tq float8, e timestamptz, PRIMARY KEY (s, t))
+CREATE TABLE raw (s int, t timestamptz, o float8, h float8, l float8, c float8, v float8, qv float8, n bigint,
+                  tb float8, tq float8, e timestamptz, PRIMARY KEY (s, t))
+"""
+_PARTITIONED = _RAW_TABLE.rstrip() + " PARTITION BY RANGE (t)"
+_PARTITIONS = """
+DO $$ BEGIN FOR month IN 0..59 LOOP
+    EXECUTE format('CREATE TABLE raw_%s PARTITION OF raw FOR VALUES FROM (%L) TO (%L)', month,
+                   TIMESTAMPTZ '2022-01-01Z' + month * INTERVAL '1 month',
+                   TIMESTAMPTZ '2022-01-01Z' + (month + 1) * INTERVAL '1 month');
+END LOOP; END $$
 """
 _RAW_MERGE = f"""
 INSERT INTO raw SELECT * FROM staged ON CONFLICT (s, t) DO UPDATE SET
@@ -56,7 +67,8 @@ class Bench:
         self.server = server
         self.mode = mode
         self.table = table
-        self.runner = asyncio.Runner()
+        # As our commands run; the baseline too.
+        self.runner = asyncio.Runner(loop_factory=uvloop.new_event_loop)
         self.rows = list(zip(*[_plain(column) for column in table.columns], strict=True))
         self.kept = self._database()
         self.fresh = ""
@@ -76,8 +88,11 @@ class Bench:
 
     def _raw_database(self) -> str:
         name = self.server.create_database()
-        self.server.sql(name, _RAW_TABLE)
-        if self.mode is Mode.TIMESCALEDB:
+        if self.mode is Mode.PLAIN:
+            self.server.sql(name, _PARTITIONED)
+            self.server.sql(name, _PARTITIONS)
+        else:
+            self.server.sql(name, _RAW_TABLE)
             self.server.sql(name, "CREATE EXTENSION timescaledb")
             self.server.sql(
                 name,
@@ -151,6 +166,8 @@ def _with_key(rows: list[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
 
 def measure(count: int, rounds: int) -> list[Measured]:
     """All four in both modes, on one made-up series."""
+    # What is said belongs to the results alone.
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
     table = walk(count)
     found: list[Measured] = []
     with PrivatePostgres(durable=True, settings={"shared_buffers": "1GB", "max_wal_size": "8GB"}) as server:

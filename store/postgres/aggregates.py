@@ -23,7 +23,7 @@ from market.errors import Retryable, Terminal
 from market.interval import Interval, IntervalSet
 from market.rollup import roll_up
 from market.timeframe import DAY_MS, MINUTE_MS, TIMEFRAMES, Timeframe
-from store.postgres.columns import Instant, decoded, read_columns
+from store.postgres.columns import Instant, read_table
 from store.postgres.connection import Connection
 from store.postgres.database import Database
 from store.postgres.rows import read_candles
@@ -59,8 +59,7 @@ async def read_aggregate(
     rest = (IntervalSet([interval]) - due).hull
     if rest is not None:
         query = TIMESCALE_QUERIES[f"read_candles_{timeframe.name}"]
-        data = await read_columns(connection, query, key.instrument_id, Instant(rest.start), Instant(rest.end))
-        kept = decoded(data)
+        kept = await read_table(connection, query, key.instrument_id, Instant(rest.start), Instant(rest.end))
         if due:
             kept = kept.filter(pa.array(~due.contains_all(open_times_ms(kept))))
         parts.append(kept)

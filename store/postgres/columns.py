@@ -8,7 +8,7 @@ becomes a Python object. Times are microseconds since 2000-01-01T00:00:00Z.
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,6 +30,8 @@ _NO_INSTANT = np.iinfo(np.int64).min
 _NO_COUNT = -1
 #: Rows encoded at a time: they fit into the processor's cache, and the next ones are made while the server works.
 _BLOCK = 1024
+#: Bytes turned into columns at a time, for the same reason.
+_RECEIVED = 1 << 19
 #: Beyond this an instant is PostgreSQL's infinity in a query.
 _LAST_MS = 253_402_300_799_999
 _FIRST_MS = -62_135_596_800_000
@@ -114,15 +116,71 @@ def _plain(column: pa.ChunkedArray) -> npt.NDArray[Any]:
     return values
 
 
-async def read_columns(connection: Connection, query: str, *arguments: int | None) -> bytes:
-    """What a query gives, by binary COPY. Parameters are numbers, so they can stand in the text."""
-    blocks: list[bytes] = []
+async def read_table(
+    connection: Connection, query: str, *arguments: int | None, newest_first: bool = False
+) -> pa.Table:
+    """The candles that a query gives, by binary COPY; oldest first.
 
-    async def keep(block: bytes) -> None:
-        blocks.append(block)
+    :param arguments: numbers, so that they can stand in the text.
+    :param newest_first: how the query gives them.
+    """
+    tables: list[pa.Table] = []
+    await _read(connection, query, arguments, _READ, lambda some: tables.append(_to_table(some, newest_first)))
+    return pa.concat_tables(tables[::-1] if newest_first else tables) if tables else no_candles()
 
-    await connection.copy_from_query(_filled(query, arguments), output=keep, format="binary")
-    return b"".join(blocks)
+
+async def read_table_with_states(
+    connection: Connection, query: str, *arguments: int | None
+) -> tuple[pa.Table, Int64s]:
+    """:func:`read_table`, and the states of the candles."""
+    tables: list[pa.Table] = []
+    states: list[Int64s] = []
+
+    def keep(some: npt.NDArray[np.void]) -> None:
+        tables.append(_to_table(some, newest_first=False))
+        states.append(some["state"].astype(np.int64))
+
+    await _read(connection, query, arguments, (*_READ, ("state", ">i2")), keep)
+    if not tables:
+        return no_candles(), np.empty(0, np.int64)
+    return pa.concat_tables(tables), np.concatenate(states)
+
+
+async def _read(
+    connection: Connection,
+    query: str,
+    arguments: tuple[int | None, ...],
+    kinds: Sequence[tuple[str, str]],
+    keep: Callable[[npt.NDArray[np.void]], None],
+) -> None:
+    """Give `keep` what a query gives, some rows at a time, while the server sends the next ones."""
+    shape = _record(kinds)
+    pending: list[bytes] = []
+    size = 0
+    begun = False
+
+    def take() -> None:
+        nonlocal size, begun
+        data = b"".join(pending)
+        start = 0 if begun else len(_SIGNATURE)
+        begun = True
+        count = max(len(data) - start, 0) // shape.itemsize
+        if count:
+            keep(np.frombuffer(data, shape, count, start))
+        pending[:] = [data[start + count * shape.itemsize :]]
+        size = len(pending[0])
+
+    async def receive(block: bytes) -> None:
+        nonlocal size
+        pending.append(block)
+        size += len(block)
+        if size >= _RECEIVED:
+            take()
+
+    await connection.copy_from_query(_filled(query, arguments), output=receive, format="binary")
+    take()
+    if pending != [_TRAILER]:
+        raise Mismatch(f"a COPY of candles ends with {size} bytes that are no row")
 
 
 def _filled(query: str, arguments: tuple[int | None, ...]) -> str:
@@ -150,29 +208,7 @@ class Instant(int):
         return f"'{iso(int(self))}'::timestamptz"
 
 
-def decoded(data: bytes, newest_first: bool = False) -> pa.Table:
-    """The bytes of a COPY of candles as a table, oldest first."""
-    return _to_table(_records(data, _READ), newest_first)
-
-
-def decoded_with_states(data: bytes) -> tuple[pa.Table, Int64s]:
-    """The bytes of a COPY of candles and their states."""
-    records = _records(data, (*_READ, ("state", ">i2")))
-    states: Int64s = records["state"].astype(np.int64)
-    return _to_table(records, False), states
-
-
-def _records(data: bytes, kinds: Sequence[tuple[str, str]]) -> npt.NDArray[np.void]:
-    shape = _record(kinds)
-    count, rest = divmod(len(data) - len(_SIGNATURE) - len(_TRAILER), shape.itemsize)
-    if rest or not data.endswith(_TRAILER):
-        raise Mismatch(f"a COPY of candles has {len(data)} bytes, which is no whole number of rows")
-    return np.frombuffer(data, shape, count, len(_SIGNATURE))
-
-
 def _to_table(records: npt.NDArray[np.void], newest_first: bool) -> pa.Table:
-    if not len(records):
-        return no_candles()
     if newest_first:
         records = records[::-1]
     arrays = []

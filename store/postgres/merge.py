@@ -17,7 +17,7 @@ from market.timeframe import ONE_MINUTE
 from store.batch import CandleBatch, Written
 from store.ledger import learn
 from store.merge import Merge, StoredChunk
-from store.postgres.columns import WRITTEN, Instant, decoded_with_states, encoded, read_columns
+from store.postgres.columns import WRITTEN, Instant, encoded, read_table_with_states
 from store.postgres.connection import Connection
 from store.postgres.coverage import read_coverage, replace_coverage
 from store.postgres.mode import Mode
@@ -40,7 +40,7 @@ async def write_batch(
     stored = await _stored_chunks(connection, key, merge)
     archive_only = await _archived(connection, key, merge, stored)
     for span in await _off_the_loop(merge.table.num_rows, merge.meet, stored, archive_only):
-        data = await read_columns(
+        table, states = await read_table_with_states(
             connection,
             QUERIES["read_candles_with_states"],
             key.instrument_id,
@@ -48,7 +48,6 @@ async def write_batch(
             Instant(span.start),
             Instant(span.end),
         )
-        table, states = decoded_with_states(data)
         await _off_the_loop(table.num_rows, merge.compare, span, table, states)
     if mode is Mode.TIMESCALEDB and (merge.corrections or merge.raised or merge.fresh):
         await connection.execute(TIMESCALE_QUERIES["allow_decompression"])

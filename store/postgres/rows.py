@@ -14,7 +14,7 @@ from market.instrument import Instrument, Series
 from market.interval import Interval
 from market.timeframe import DAY_MS
 from store.candle_store import Chunk
-from store.postgres.columns import Instant, decoded, read_columns
+from store.postgres.columns import Instant, read_table
 from store.postgres.connection import Connection
 from store.series_key import SeriesKey, parts_of
 
@@ -112,7 +112,7 @@ async def _read_run(
     if as_of_ms is not None:
         name += "_as_of"
         arguments.append(Instant(as_of_ms))
-    return decoded(await read_columns(connection, QUERIES[name], *arguments), newest)
+    return await read_table(connection, QUERIES[name], *arguments, newest_first=newest)
 
 
 def to_chunk(row: asyncpg.Record) -> Chunk:
