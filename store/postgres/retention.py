@@ -140,12 +140,15 @@ class Retention:
         """Everything that forbids the drop but the archive's files, and the series to look for there."""
         obstacles = await self._wrong_date(connection, before)
         leaving = await _leaving(connection, before)
-        obstacles += await self._due(connection, before)
         for one in leaving:
             if period := one.split(before):
                 start, end = period_bounds(period)
                 detail = f"the archive keeps {period} in one file: name {iso(start)[:10]} or {iso(end)[:10]}"
                 obstacles.append(_obstacle("boundary", detail, Interval(start, end), one.series))
+        if any(one.kind == "boundary" for one in obstacles):
+            # Digests and files are those of whole periods: there is nothing to compare them with.
+            return obstacles, []
+        obstacles += await self._due(connection, before)
         there, expected = await _count(connection, before)
         if there != expected:
             obstacles.append(_obstacle("rows", _rows_differ(there, expected)))

@@ -26,7 +26,7 @@ def sqlite(folder: Path, clock: Any) -> AbstractAsyncContextManager[SqliteStore]
 
 
 @contextlib.asynccontextmanager
-async def postgres(mode: Mode, clock: Any) -> AsyncIterator[PostgresStore]:
+async def postgres(mode: Mode, clock: Any, refresh: bool = True) -> AsyncIterator[PostgresStore]:
     server = servers.timescaledb() if mode is Mode.TIMESCALEDB else servers.postgres()
 
     def make(url: str) -> Any:
@@ -34,7 +34,7 @@ async def postgres(mode: Mode, clock: Any) -> AsyncIterator[PostgresStore]:
 
     name = await asyncio.to_thread(servers.database_from, mode.value, make)
     try:
-        async with PostgresStore.opened(DatabaseUrl.parse(server.url(name)), clock) as store:
+        async with PostgresStore.opened(DatabaseUrl.parse(server.url(name)), clock, refresh=refresh) as store:
             yield store
     finally:
         await asyncio.to_thread(server.drop_database, name)
