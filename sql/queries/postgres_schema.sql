@@ -9,11 +9,17 @@ CREATE TABLE IF NOT EXISTS schema_versions (
 
 -- name: look_around
 -- Whether our table of versions is there, and whether tables are there that bear our names. By pg_class and not by
--- to_regclass: that one may answer from before the lock of an upgrade was waited for.
-SELECT coalesce(bool_or(relname = 'schema_versions'), false) AS versions,
-       coalesce(bool_or(relname <> 'schema_versions'), false) AS tables
-FROM pg_class
-WHERE relname IN ('schema_versions', 'candles', 'series', 'instruments', 'coverage') AND pg_table_is_visible(oid);
+-- to_regclass: that one may answer from before the lock of an upgrade was waited for. Others keep versions under the
+-- same name, in other columns.
+SELECT coalesce(bool_or(ours), false) AS versions, coalesce(bool_or(NOT ours), false) AS tables
+FROM (SELECT relname = 'schema_versions'
+             AND (SELECT count(*) FROM pg_attribute
+                  WHERE attrelid = c.oid AND NOT attisdropped
+                    AND (attname, atttypid) IN (('version', 'integer'::regtype), ('mode', 'text'::regtype))) = 2 AS ours
+      FROM pg_class c
+      WHERE relname IN ('schema_versions', 'candles', 'series', 'instruments', 'coverage', 'candle_chunks',
+                        'candle_corrections', 'quarantine', 'trade_history', 'system_metrics')
+        AND pg_table_is_visible(oid)) named;
 
 -- name: read_version
 -- The newest migration of this database and its mode.

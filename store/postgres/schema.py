@@ -39,13 +39,14 @@ async def look(connection: Connection, location: str) -> Schema | None:
     :raises SchemaTooNew: written by a newer release.
     :raises StoreUnusable: another program's database.
     """
+    others = StoreUnusable(
+        f"{location} has tables of another program under our names; name an empty database in database_url"
+    )
     found = await connection.fetchrow(QUERIES["look_around"])
     assert found is not None
     if not found["versions"]:
         if found["tables"]:
-            raise StoreUnusable(
-                f"{location} has tables of another program under our names; name an empty database in database_url"
-            )
+            raise others
         return None
     row = await connection.fetchrow(QUERIES["read_version"])
     if row is None:
@@ -55,6 +56,8 @@ async def look(connection: Connection, location: str) -> Schema | None:
             f"{location} has schema version {row['version']}, this release knows {LATEST}; "
             "use the release that wrote it, or a newer one"
         )
+    if row["mode"] not in (one.value for one in Mode):
+        raise others
     mode = Mode(row["mode"])
     return Schema(row["version"], mode, f"{mode.value} since the schema was made")
 
@@ -125,7 +128,7 @@ async def _choose(database: Database, wanted: Mode | None) -> tuple[Mode, str]:
         if lacking:
             return Mode.PLAIN, f"plain PostgreSQL, because {lacking}"
         try:
-            await database.write(lambda connection: connection.execute(QUERIES["create_timescaledb"]))
+            await database.write(_create_timescaledb)
         except StoreUnusable as error:
             if not isinstance(error.__cause__, asyncpg.InsufficientPrivilegeError):
                 raise
@@ -141,6 +144,13 @@ async def _choose(database: Database, wanted: Mode | None) -> tuple[Mode, str]:
             raise StoreUnusable(f"{database.location}: timescaledb has no continuous aggregates in this edition")
         return Mode.PLAIN, "plain PostgreSQL, because timescaledb runs there in an edition without aggregates"
     return Mode.TIMESCALEDB, f"TimescaleDB {version}"
+
+
+async def _create_timescaledb(connection: Connection) -> None:
+    # One at a time: of two who make an extension at once, one fails, whatever they say of its existence.
+    await connection.execute(QUERIES["have_patience"])
+    await connection.execute(QUERIES["lock_upgrade"], timeout=_PATIENCE_SECONDS)
+    await connection.execute(QUERIES["create_timescaledb"], timeout=_PATIENCE_SECONDS)
 
 
 async def _version(connection: Connection) -> tuple[str, str]:
