@@ -21,6 +21,7 @@ from pydantic_settings import (
 
 from market.errors import BadInput
 from store.postgres.address import DatabaseUrl
+from store.postgres.maintenance_rules import MaintenanceRules
 from store.postgres.mode import Mode
 from store.sqlite.store import DATABASE_NAME
 
@@ -58,6 +59,13 @@ class Settings(BaseSettings):
     pool_max: int = Field(20, ge=1, le=1000, description="Most PostgreSQL connections, for each server.")
     database_timeout: float = Field(
         5.0, gt=0, le=3600, description="Seconds a PostgreSQL statement, or the wait for a connection, may take."
+    )
+    chunk_days: int = Field(1, ge=1, le=31, description="Days in a chunk of candles on TimescaleDB.")
+    compress_after_days: int = Field(
+        7,
+        ge=1,
+        le=3650,
+        description="Age in days at which candles are compressed, and before which none is dropped.",
     )
     secondary_url: str | None = Field(
         None,
@@ -140,6 +148,11 @@ class Settings(BaseSettings):
         if self.database_url is None or is_sqlite(self.database_url):
             return None
         return DatabaseUrl.parse(self.database_url)
+
+    @property
+    def maintenance_rules(self) -> MaintenanceRules:
+        """How candles are kept in a PostgreSQL database."""
+        return MaintenanceRules(chunk_days=self.chunk_days, compress_after_days=self.compress_after_days)
 
     @property
     def database_location(self) -> str:

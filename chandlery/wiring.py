@@ -83,7 +83,7 @@ def postgres_module(address: DatabaseUrl) -> ModuleType:
 async def opened_market_data(settings: Settings) -> AsyncIterator[MarketData]:
     """The read interface over a home that must exist already."""
     async with opened_store(settings, read_only=True) as store:
-        yield MarketData(store, LiveCandles(CLOCK), CLOCK)
+        yield MarketData(store, LiveCandles(CLOCK), CLOCK, archive(settings))
 
 
 @contextlib.asynccontextmanager
@@ -96,7 +96,7 @@ async def served_market_data(settings: Settings) -> AsyncIterator[MarketData]:
     folder = settings.database_path.parent
     writable = os.access(folder if folder.exists() else _nearest(folder), os.W_OK)
     async with opened_store(settings, read_only=not writable) as store:
-        yield MarketData(store, LiveCandles(CLOCK), CLOCK)
+        yield MarketData(store, LiveCandles(CLOCK), CLOCK, archive(settings))
 
 
 def holding(settings: Settings, what: str) -> contextlib.AbstractContextManager[None]:
@@ -114,7 +114,10 @@ async def upgraded(settings: Settings) -> tuple[list[int], int]:
         return await SqliteStore.upgraded(settings.database_path), sqlite_schema.LATEST
     postgres = postgres_module(address)
     rules = postgres.pool_rules(settings.pool_min, settings.pool_max, settings.database_timeout)
-    return await postgres.PostgresStore.upgraded(address, settings.database_mode, rules), postgres.LATEST
+    applied = await postgres.PostgresStore.upgraded(
+        address, settings.database_mode, rules, keeping=settings.maintenance_rules
+    )
+    return applied, postgres.LATEST
 
 
 def archive(settings: Settings) -> Archive:

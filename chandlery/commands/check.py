@@ -9,12 +9,12 @@ import typer
 from chandlery.options import AsJson, Home, load, run
 from chandlery.output import print_json, print_table, remark
 from chandlery.settings import Settings
-from chandlery.wiring import CLOCK, opened_store
+from chandlery.wiring import CLOCK, archive, opened_store
 from market.clock import iso
 from market.errors import NotFound
 from store.difference import Difference, InstrumentDifference
 from store.hybrid.store import HybridStore
-from store.integrity import Finding, check_series
+from store.integrity import Finding, archived_candles, check_series
 
 #: The kind of a finding in which two stores that should hold the same differ.
 _BETWEEN = "primary/secondary"
@@ -39,6 +39,11 @@ def check(
             print_table(keys, [[one[key] for key in keys] for one in report["findings"]])
         for line in report["database"]:
             remark(f"database: {line}")
+        if report["archived"]:
+            remark(
+                f"{report['archived']:,} candles are in the archive alone and were not looked at, but for their "
+                "digests; `chandlery archive --verify` reads them"
+            )
         remark(f"{report['series']} series, {report['rows']:,} candles: {len(report['findings'])} findings")
     if report["findings"] or report["database"]:
         raise typer.Exit(1)
@@ -62,8 +67,10 @@ async def _check(settings: Settings, exchange: str | None, symbol: str | None) -
             one for one in stored if exchange in (None, one.series.exchange) and symbol in (None, one.series.symbol)
         ]
         findings: list[dict[str, Any]] = []
+        archived = 0
         for one in chosen:
-            findings += [_shown(found) for found in await check_series(store, one.series, CLOCK)]
+            findings += [_shown(found) for found in await check_series(store, one.series, CLOCK, archive(settings))]
+            archived += await archived_candles(store, one.series)
             if both is not None and compared:
                 findings += [_differing(found) async for found in both.differences(one.series)]
         if both is not None and compared:
@@ -73,6 +80,7 @@ async def _check(settings: Settings, exchange: str | None, symbol: str | None) -
         return {
             "series": len(chosen),
             "rows": sum(one.rows for one in chosen),
+            "archived": archived,
             "database": damage,
             "findings": findings,
         }

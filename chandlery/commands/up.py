@@ -126,7 +126,7 @@ async def _run(plan: Plan, demo: bool) -> bool:
         async with contextlib.AsyncExitStack() as stack:
             store = await stack.enter_async_context(opened_store(settings))
             live = LiveCandles(CLOCK)
-            market_data = MarketData(store, live, CLOCK)
+            market_data = MarketData(store, live, CLOCK, archive(settings))
             ready: asyncio.Future[str] = asyncio.get_running_loop().create_future()
             app = create_app(lambda: _shared(market_data), archive(settings))
             # The service comes first: a port in use is known before anything is fetched, and what is stored

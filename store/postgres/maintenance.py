@@ -19,6 +19,7 @@ from market.timeframe import DAY_MS
 from store.postgres.aggregates import Aggregates
 from store.postgres.connection import Connection
 from store.postgres.database import Database
+from store.postgres.maintenance_rules import MaintenanceRules
 from store.postgres.mode import Mode
 from store.postgres.partitions import TABLES, Partitions
 from store.postgres.patience import patiently
@@ -31,16 +32,6 @@ _DAY_SECONDS = 86_400
 _Step = Callable[["Maintained"], Awaitable[None]]
 #: Trades are kept for that long; on TimescaleDB a policy of the schema drops them.
 TRADE_HISTORY_DAYS = 90
-
-
-@dataclass(frozen=True, kw_only=True)
-class MaintenanceRules:
-    """How candles are kept on TimescaleDB; also how old they must be before they may be dropped anywhere."""
-
-    #: Days in a chunk. Another value counts for new chunks only.
-    chunk_days: int = 1
-    #: Age in days at which candles are compressed.
-    compress_after_days: int = 7
 
 
 @dataclass(kw_only=True)
@@ -86,33 +77,6 @@ class Maintenance:
         await self._attempt("the facts for the planner", done, self._analyze)
         return done
 
-    async def apply_rules(self) -> list[str]:
-        """Give the hypertable the chunk interval and the compression policy of the rules; what changed, in words.
-
-        :raises StoreBusy: somebody holds it for too long.
-        """
-        if self._mode is not Mode.TIMESCALEDB:
-            return []
-        return await patiently(self._database, self._apply)
-
-    async def _apply(self, connection: Connection) -> list[str]:
-        await connection.execute(QUERIES["hold_rules"])
-        changed = []
-        days, seconds = self._rules.chunk_days, await connection.fetchval(QUERIES["chunk_seconds"])
-        if seconds != days * _DAY_SECONDS:
-            await connection.execute(QUERIES["set_chunk_days"], days)
-            changed.append(f"new chunks of candles are {_days(days)} long, not {_days(seconds / _DAY_SECONDS)}")
-        days, seconds = (
-            self._rules.compress_after_days,
-            await connection.fetchval(QUERIES["compress_after_seconds"]),
-        )
-        if seconds != days * _DAY_SECONDS:
-            await connection.execute(QUERIES["remove_compression_policy"])
-            await connection.execute(QUERIES["add_compression_policy"], days)
-            before = "never" if seconds is None else f"after {_days(seconds / _DAY_SECONDS)}"
-            changed.append(f"candles are compressed after {_days(days)}, not {before}")
-        return changed
-
     async def _attempt(self, what: str, done: Maintained, step: _Step) -> None:
         try:
             await step(done)
@@ -121,7 +85,7 @@ class Maintenance:
             done.busy.append(f"{what}: {error}")
 
     async def _settle(self, done: Maintained) -> None:
-        done.settings = await self.apply_rules()
+        done.settings = await apply_rules(self._database, self._mode, self._rules)
 
     async def _refresh(self, done: Maintained) -> None:
         done.refreshed = await Aggregates(self._database).refresh()
@@ -175,6 +139,30 @@ class Maintenance:
         await patiently(self._database, lambda connection: connection.execute(QUERIES["analyze_small_tables"]))
         if done.partitions:
             await patiently(self._database, lambda connection: connection.execute(QUERIES["analyze_candles"]))
+
+
+async def apply_rules(database: Database, mode: Mode, rules: MaintenanceRules) -> list[str]:
+    """Give the hypertable the chunk interval and the compression policy of the rules; what changed, in words.
+
+    :raises StoreBusy: somebody holds it for too long.
+    """
+
+    async def work(connection: Connection) -> list[str]:
+        await connection.execute(QUERIES["hold_rules"])
+        changed = []
+        days, seconds = rules.chunk_days, await connection.fetchval(QUERIES["chunk_seconds"])
+        if seconds != days * _DAY_SECONDS:
+            await connection.execute(QUERIES["set_chunk_days"], days)
+            changed.append(f"new chunks of candles are {_days(days)} long, not {_days(seconds / _DAY_SECONDS)}")
+        days, seconds = rules.compress_after_days, await connection.fetchval(QUERIES["compress_after_seconds"])
+        if seconds != days * _DAY_SECONDS:
+            await connection.execute(QUERIES["remove_compression_policy"])
+            await connection.execute(QUERIES["add_compression_policy"], days)
+            before = "never" if seconds is None else f"after {_days(seconds / _DAY_SECONDS)}"
+            changed.append(f"candles are compressed after {_days(days)}, not {before}")
+        return changed
+
+    return await patiently(database, work) if mode is Mode.TIMESCALEDB else []
 
 
 def _days(count: float) -> str:

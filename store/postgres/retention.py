@@ -141,7 +141,7 @@ class Retention:
         obstacles = await self._wrong_date(connection, before)
         leaving = await _leaving(connection, before)
         for one in leaving:
-            if period := one.split(before):
+            if _MONTH.floor(before) == before and (period := one.split(before)):
                 start, end = period_bounds(period)
                 detail = f"the archive keeps {period} in one file: name {iso(start)[:10]} or {iso(end)[:10]}"
                 obstacles.append(_obstacle("boundary", detail, Interval(start, end), one.series))

@@ -27,7 +27,8 @@ from store.postgres.aggregates import Aggregates, erased, has_aggregate, read_ag
 from store.postgres.connection import Connection, PoolRules
 from store.postgres.coverage import read_coverage
 from store.postgres.database import Database
-from store.postgres.maintenance import Maintenance, MaintenanceRules
+from store.postgres.maintenance import Maintenance, apply_rules
+from store.postgres.maintenance_rules import MaintenanceRules
 from store.postgres.merge import write_batch
 from store.postgres.mode import Mode
 from store.postgres.partitions import Partitions
@@ -110,10 +111,18 @@ class PostgresStore:
         url: DatabaseUrl,
         mode: Mode | None = None,
         rules: PoolRules = PoolRules(),  # noqa: B008 - frozen
+        keeping: MaintenanceRules | None = None,
     ) -> list[int]:
-        """Make the schema or bring it up to date; the versions that this call applied."""
+        """Make the schema or bring it up to date; the versions that this call applied.
+
+        :param keeping: how candles are to be kept from now on; None for as they are.
+        """
         async with Database.opened(url, rules) as database:
-            return (await schema.upgrade(database, mode))[1]
+            made, applied = await schema.upgrade(database, mode)
+            if keeping is not None:
+                for line in await apply_rules(database, made.mode, keeping):
+                    log.info("setting changed", database=database.location, what=line)
+            return applied
 
     @property
     def location(self) -> str:
