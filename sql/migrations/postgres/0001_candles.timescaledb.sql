@@ -151,7 +151,8 @@ SELECT instrument_id,
        sum(trades)::bigint AS trades,
        sum(taker_buy_volume) AS taker_buy_volume,
        max(volume) AS busiest_hour_volume,
-       max(high / low - 1) AS widest_hour_range,
+       -- One row with an absurd price must not stop everybody's statistics with an overflow.
+       max(high / low - 1) FILTER (WHERE low > 1e-100 AND high < 1e100) AS widest_hour_range,
        count(*) FILTER (WHERE traded) AS traded_hours,
        sum(minutes)::bigint AS minutes
 FROM candles_1h
