@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from ingest.backfill import BackfillRules, backfill
 from market.candle import CandleState
 from market.clock import iso, to_ms
 from market.coverage import CoverageState
@@ -38,6 +39,8 @@ from tests.support import servers
 from tests.support.candle_stores import postgres
 from tests.support.made_candles import BTC, DAY, ETH, HOUR, MINUTE, absence, batch, buckets, made_at
 from tests.support.made_candles import START as YEAR
+from tests.unit.ingest import scripted
+from tests.unit.ingest.scripted import ScriptedHistory
 
 NOVEMBER, DECEMBER, MARCH = to_ms("2022-11-01"), to_ms("2022-12-01"), to_ms("2023-03-01")
 END = to_ms("2023-01-20")
@@ -504,6 +507,36 @@ async def test_a_store_that_still_has_the_rows_agrees_with_one_that_dropped_them
         found = [one async for one in differences(store, other, BTC)]
         (one,) = [one for one in found if one.kind is not DifferenceKind.LEDGER]
         assert one.interval == Interval(YEAR + MINUTE, YEAR + 2 * MINUTE)
+
+
+@pytest.mark.parametrize("mode", list(Mode))
+async def test_a_backfill_asks_nothing_of_an_archived_range(clock: Any, tmp_path: Path, mode: Mode) -> None:
+    # Nine days of minutes, from 24 March to 2 April.
+    history = ScriptedHistory([scripted.START + minute * MINUTE for minute in range(9 * 1440)])
+    wanted = Interval(scripted.START, scripted.START + 9 * DAY)
+    async with postgres(mode, clock, refresh=False) as store:
+
+        async def fill_again(again: bool) -> Any:
+            rules = BackfillRules(again=again)
+            (report,) = await backfill(history, store, clock, ["BTC/USDT"], BTC.timeframe, wanted, rules=rules)
+            assert report.error is None
+            return report
+
+        assert (await fill_again(False)).written == 9 * 1440
+        await store.maintenance(RULES).run()
+        series, archive = Series("scripted", "BTC/USDT", BTC.timeframe), Archive(tmp_path / "archive")
+        await archive.build(store, series)
+        april = to_ms("2023-04-01")
+        assert (await drop(store, archive, april)).obstacles == ()
+        history.asked.clear()
+        report = await fill_again(False)
+        assert (report.stored, report.missing, report.written) == (9 * 1440, 0, 0)
+        assert history.count("candles") == 0
+        # Read again, too: what is archived cannot be corrected, what is not can.
+        history.changed = {april - MINUTE, april + MINUTE}
+        report = await fill_again(True)
+        assert (report.stored, report.missing, report.written) == (9 * 1440, 0, 1)
+        assert all(start >= april for question, start, _ in history.asked if question == "candles")
 
 
 async def test_an_empty_database_has_nothing_to_drop(clock: Any, tmp_path: Path) -> None:
