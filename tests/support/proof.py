@@ -1,4 +1,7 @@
-"""Proving an SQLite store from outside: what its own bookkeeping says against what its tables hold."""
+"""Proving a store: what its own bookkeeping says against what its tables hold.
+
+An SQLite store from outside, any store through what all stores offer.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,13 @@ import itertools
 import sqlite3
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from market.candle import CANDLE_SCHEMA, COLUMNS, INSTANT, candles
+from market.candle import CANDLE_SCHEMA, COLUMNS, INSTANT, candles, open_times_ms
+from market.coverage import CoverageState
 from market.fingerprint import digest
 from market.interval import Interval, IntervalSet
 from market.timeframe import Timeframe
@@ -65,6 +70,32 @@ def _prove_series(connection: sqlite3.Connection, instrument_id: int, seconds: i
         expected.append((start, len(members), int((states[members] < 2).sum()), digest(part).hex))
     assert kept == expected, "chunks differ from the rows"
     return len(times)
+
+
+async def prove_store(store: Any) -> int:
+    """Assert that digests, counts and ledger agree with the rows, in one series after the other.
+
+    :return: rows of all series.
+    """
+    whole = 0
+    for info in await store.series():
+        timeframe = info.series.timeframe
+        table = await store.read(info.series, -(2**60), 2**60)
+        times = open_times_ms(table)
+        ledger = await store.coverage(info.series)
+        assert all(one.interval.end <= next_.interval.start for one, next_ in itertools.pairwise(ledger))
+        present = IntervalSet(one.interval for one in ledger if one.state is CoverageState.PRESENT)
+        assert present == IntervalSet.of_candles(times, timeframe), "the ledger differs from the rows"
+        rows: dict[int, list[int]] = defaultdict(list)
+        for row, start in enumerate(chunk_starts(times, timeframe).tolist()):
+            rows[start].append(row)
+        expected = [(start, digest(table.take(pa.array(members)))) for start, members in sorted(rows.items())]
+        assert [(one.start, one.digest) for one in await store.chunks(info.series)] == expected
+        bounds = (int(times[0]), int(times[-1])) if len(times) else (None, None)
+        assert (info.rows, info.first_open, info.last_open) == (len(times), *bounds)
+        whole += len(times)
+    assert (await store.count())[1] == whole
+    return whole
 
 
 def _table(columns: list[tuple[object, ...]]) -> pa.Table:

@@ -45,6 +45,13 @@ async def write(place: str, symbol: str, first: int, last: int, step: int, versi
             say(f"written {start}")
 
 
+async def write_many(place: str, symbols: str, count: int) -> None:
+    """`count` minutes of many series, all at the same time."""
+    async with opened(place) as store:
+        many = [Series(BTC.exchange, symbol, BTC.timeframe) for symbol in symbols.split(",")]
+        await asyncio.gather(*(store.write(batch(made(range(count)), series=one)) for one in many))
+
+
 async def rewrite(place: str, count: int, versions: int) -> None:
     """The same `count` minutes again and again, each time as another version, in one batch."""
     async with opened(place) as store:
@@ -92,6 +99,8 @@ def main() -> None:
     try:
         if action == "write":
             asyncio.run(write(place, rest[0], *(int(one) for one in rest[1:])))  # type: ignore[arg-type]
+        elif action == "write_many":
+            asyncio.run(write_many(place, rest[0], int(rest[1])))
         elif action == "rewrite":
             asyncio.run(rewrite(place, *(int(one) for one in rest)))
         elif action == "upgrade":
