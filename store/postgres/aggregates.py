@@ -36,8 +36,11 @@ log = structlog.get_logger(__name__)
 TIMEFRAMES_KEPT = ("5m", "15m", "1h", "4h", "1d")
 #: The views, in the order in which they are refreshed.
 VIEWS = (*(f"candles_{name}" for name in TIMEFRAMES_KEPT), "daily_statistics")
-#: Seconds between two refreshes while candles keep coming.
-_PAUSE = 5.0
+#: A refresh makes every instrument's candles of a touched range anew, so that a backfill of many is refreshed once,
+#: when it pauses for this long,
+_QUIET_SECONDS = 3.0
+#: or when it goes on for this long. Readers do not notice: they take the minutes until then.
+_LONGEST_SECONDS = 600.0
 
 
 async def read_aggregate(
@@ -96,25 +99,39 @@ class Aggregates:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._noted = asyncio.Event()
         self._lock = asyncio.Lock()
+        #: True while something may be noted that no refresh has read yet; what a killed process left counts.
+        self._due = True
+        self._closing = asyncio.Event()
+        self._wake = asyncio.Event()
+        self._wake.set()
+        #: By the clock of the event loop.
+        self._noted_at = 0.0
         self._told = False
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Refresh in the background what is noted, and at the end what is left."""
+        """Refresh in the background what is noted, and at the end what is left.
+
+        Left by an error or an interruption, the rest stays noted: the next process does it.
+        """
         task = asyncio.create_task(self._run())
         try:
             yield
-        finally:
+        except BaseException:
             task.cancel()
             await asyncio.wait([task])
-        if self._noted.is_set():
-            await self._refresh_patiently()
+            raise
+        # A refresh under way is waited for: the server would go on with it, and stand in the way of the last one.
+        self._closing.set()
+        self._wake.set()
+        await task
 
     def note(self) -> None:
         """Something was written that the aggregates do not have yet."""
-        self._noted.set()
+        self._due = True
+        self._noted_at = asyncio.get_running_loop().time()
+        self._wake.set()
 
     async def refresh(self) -> IntervalSet:
         """Bring every noted range up to date; the ranges that were refreshed, in whole days.
@@ -122,7 +139,7 @@ class Aggregates:
         :raises StoreBusy: another process refreshes the same; what is noted stays noted.
         """
         async with self._lock:
-            self._noted.clear()
+            self._due = False
             rows = await self._database.write(
                 lambda connection: connection.fetch(TIMESCALE_QUERIES["list_aggregates_due"])
             )
@@ -149,25 +166,40 @@ class Aggregates:
                     await connection.execute(TIMESCALE_QUERIES["refresh_aggregate"], view, start, run.end)
 
     async def _run(self) -> None:
-        # What a process that was killed has left.
-        self._noted.set()
         while True:
-            await self._noted.wait()
-            await self._refresh_patiently()
-            await asyncio.sleep(_PAUSE)
+            await self._wake.wait()
+            self._wake.clear()
+            await self._settled()
+            refreshed = await self._refreshed() if self._due else True
+            if self._closing.is_set() and (not refreshed or not self._due):
+                return
+            if self._due:
+                self._wake.set()
 
-    async def _refresh_patiently(self) -> None:
+    async def _settled(self) -> None:
+        """Return when nothing was written for a while, when that takes too long, or when all is being closed."""
+        clock = asyncio.get_running_loop().time
+        end = clock() + _LONGEST_SECONDS
+        while not self._closing.is_set() and clock() < min(self._noted_at + _QUIET_SECONDS, end):
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._closing.wait(), _QUIET_SECONDS)
+
+    async def _refreshed(self) -> bool:
+        """Refresh; False where it has to be tried again."""
         try:
             await self.refresh()
         except Retryable as error:
-            # Readers take the minutes until then; the next round, or the next start, tries again.
-            log.warning("aggregates are not refreshed yet", error=str(error))
-            self._noted.set()
+            # Readers take the minutes until then; the next round, or the next process, tries again.
+            self._due = True
+            level = log.warning if self._closing.is_set() else log.info
+            level("aggregates are not refreshed yet; larger candles are made of minutes", error=str(error))
+            return False
         except Terminal as error:
             # A role that is not their owner, say: the next write tries again, the log has it once.
             if not self._told:
                 log.error("aggregates cannot be refreshed; larger candles are made of minutes", error=str(error))
                 self._told = True
+        return True
 
 
 def has_aggregate(timeframe: Timeframe) -> bool:
