@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from types import ModuleType
 
+from chandlery.output import remark
 from chandlery.settings import Settings, is_sqlite, sqlite_path
 from market.clock import SystemClock
 from market.errors import BadInput
@@ -62,7 +63,7 @@ def _place(setting: str, url: str | None, settings: Settings, read_only: bool) -
         postgres = postgres_module(address)
         rules = postgres.pool_rules(settings.pool_min, settings.pool_max, settings.database_timeout)
         store: contextlib.AbstractAsyncContextManager[CandleStore] = postgres.PostgresStore.opened(
-            address, CLOCK, read_only, rules=rules, replicas=others, mode=settings.database_mode
+            address, CLOCK, read_only, rules=rules, replicas=others, mode=settings.database_mode, tell=remark
         )
         return store
 
@@ -115,7 +116,7 @@ async def upgraded(settings: Settings) -> tuple[list[int], int]:
     postgres = postgres_module(address)
     rules = postgres.pool_rules(settings.pool_min, settings.pool_max, settings.database_timeout)
     applied = await postgres.PostgresStore.upgraded(
-        address, settings.database_mode, rules, keeping=settings.maintenance_rules
+        address, settings.database_mode, rules, keeping=settings.maintenance_rules, tell=remark
     )
     return applied, postgres.LATEST
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 
 import pyarrow as pa
 import structlog
@@ -95,10 +95,14 @@ async def erased(
 
 
 class Aggregates:
-    """Keeps the continuous aggregates of one database current. Open with :meth:`running`."""
+    """Keeps the continuous aggregates of one database current. Open with :meth:`running`.
 
-    def __init__(self, database: Database) -> None:
+    :param tell: is told when the end has to wait for a refresh.
+    """
+
+    def __init__(self, database: Database, tell: Callable[[str], None] | None = None) -> None:
         self._database = database
+        self._tell = tell
         self._lock = asyncio.Lock()
         #: True while something may be noted that no refresh has read yet; what a killed process left counts.
         self._due = True
@@ -122,6 +126,8 @@ class Aggregates:
             task.cancel()
             await asyncio.wait([task])
             raise
+        if self._due and self._tell is not None:
+            self._tell("bringing the aggregates up to date; stopped, the next command that writes goes on with it")
         # A refresh under way is waited for: the server would go on with it, and stand in the way of the last one.
         self._closing.set()
         self._wake.set()

@@ -22,6 +22,9 @@ LATEST = sql.migrations("postgres", "plain")[-1][0]
 _PATIENCE_SECONDS = 3600.0
 
 
+_NAMES = {Mode.PLAIN: "plain PostgreSQL", Mode.TIMESCALEDB: "TimescaleDB"}
+
+
 @dataclass(frozen=True)
 class Schema:
     """What a database has."""
@@ -59,7 +62,7 @@ async def look(connection: Connection, location: str) -> Schema | None:
     if row["mode"] not in (one.value for one in Mode):
         raise others
     mode = Mode(row["mode"])
-    return Schema(row["version"], mode, f"{mode.value} since the schema was made")
+    return Schema(row["version"], mode, f"{_NAMES[mode]}, since its tables were made")
 
 
 async def current(connection: Connection, location: str) -> Schema:
@@ -116,7 +119,7 @@ async def _choose(database: Database, wanted: Mode | None) -> tuple[Mode, str]:
     offer = await database.write(lambda connection: connection.fetchrow(QUERIES["offers_timescaledb"]))
     assert offer is not None
     if wanted is Mode.PLAIN:
-        return Mode.PLAIN, "plain PostgreSQL, as asked for"
+        return Mode.PLAIN, f"{_NAMES[Mode.PLAIN]}, as asked for"
     if not offer["installed"]:
         lacking = ""
         if not offer["available"]:

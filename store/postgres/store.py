@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 
 import asyncpg
 import pyarrow as pa
@@ -49,6 +49,8 @@ from store.series_key import SeriesKey
 log = structlog.get_logger(__name__)
 
 LATEST = schema.LATEST
+#: Says a line to a person.
+Tell = Callable[[str], None]
 _ALWAYS = 2**62
 
 
@@ -60,11 +62,11 @@ def pool_rules(least: int, most: int, seconds: float) -> PoolRules:
 class PostgresStore:
     """Candles, ledger, corrections and quarantine in one database. Open with :meth:`opened`."""
 
-    def __init__(self, database: Database, made: Schema, clock: Clock) -> None:
+    def __init__(self, database: Database, made: Schema, clock: Clock, tell: Tell | None = None) -> None:
         self._database = database
         self._clock = clock
         self.schema = made
-        self.aggregates = Aggregates(database) if made.mode is Mode.TIMESCALEDB else None
+        self.aggregates = Aggregates(database, tell) if made.mode is Mode.TIMESCALEDB else None
         self._partitions = Partitions(database, clock) if made.mode is Mode.PLAIN else None
 
     @classmethod
@@ -79,12 +81,14 @@ class PostgresStore:
         replicas: Sequence[DatabaseUrl] = (),
         mode: Mode | None = None,
         refresh: bool = True,
+        tell: Tell | None = None,
     ) -> AsyncIterator[PostgresStore]:
         """Connect, make or upgrade the schema (unless `read_only`), close at the end.
 
         :param replicas: streaming replicas of the same server, to read from.
         :param mode: of a new database; None for TimescaleDB where the server offers it.
         :param refresh: keep the continuous aggregates current in the background, and at the end.
+        :param tell: is told which mode a writer runs in and why, and what the end has to wait for.
         :raises BadInput: what the URL says is not so.
         :raises StoreUnavailable: the server does not answer.
         :raises StoreUnusable: another program's database, a missing right, a newer schema.
@@ -98,7 +102,9 @@ class PostgresStore:
             else:
                 made, _ = await schema.upgrade(database, mode)
             log.info("database opened", database=database.location, mode=made.mode.value, why=made.why)
-            store = cls(database, made, clock)
+            if tell is not None and not read_only:
+                tell(f"{database.location} runs as {made.why}")
+            store = cls(database, made, clock, tell)
             if not read_only:
                 if store._partitions is not None:
                     await store._partitions.make_ahead()
@@ -112,16 +118,21 @@ class PostgresStore:
         mode: Mode | None = None,
         rules: PoolRules = PoolRules(),  # noqa: B008 - frozen
         keeping: MaintenanceRules | None = None,
+        tell: Tell | None = None,
     ) -> list[int]:
         """Make the schema or bring it up to date; the versions that this call applied.
 
         :param keeping: how candles are to be kept from now on; None for as they are.
+        :param tell: is told which mode runs and why, and which settings were changed.
         """
         async with Database.opened(url, rules) as database:
             made, applied = await schema.upgrade(database, mode)
+            lines = [f"{database.location} runs as {made.why}"]
             if keeping is not None:
-                for line in await apply_rules(database, made.mode, keeping):
-                    log.info("setting changed", database=database.location, what=line)
+                lines += await apply_rules(database, made.mode, keeping)
+            if tell is not None:
+                for line in lines:
+                    tell(line)
             return applied
 
     @property
