@@ -133,6 +133,16 @@ WHERE c.hypertable_schema = current_schema() AND c.hypertable_name = 'candles' A
 -- Bring what has changed in (view, start, end) up to its base; outside a transaction.
 CALL refresh_continuous_aggregate($1::text::regclass, $2::timestamptz, $3::timestamptz);
 
+-- name: left_undone
+-- Whether a refresh of (view, start, end) that came to its end has left out something: TimescaleDB 2.28 forgets the last
+-- of several buckets at times, and makes up for it the next time (https://github.com/timescale/timescaledb/issues/10219).
+SELECT EXISTS (
+    SELECT FROM _timescaledb_catalog.continuous_aggs_materialization_invalidation_log l
+    JOIN _timescaledb_catalog.continuous_agg a ON a.mat_hypertable_id = l.materialization_id
+    WHERE format('%I.%I', a.user_view_schema, a.user_view_name)::regclass = $1::text::regclass
+      AND l.greatest_modified_value >= _timescaledb_functions.to_unix_microseconds($2::timestamptz)
+      AND l.lowest_modified_value < _timescaledb_functions.to_unix_microseconds($3::timestamptz));
+
 -- name: allow_decompression
 -- A late correction may touch many compressed rows. Its plan has to know which: one made for any arguments decompresses
 -- every chunk there is, of all series.

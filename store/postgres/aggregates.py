@@ -19,7 +19,7 @@ import structlog
 
 from market.candle import by_open_time, open_times_ms
 from market.coverage import Covered, archived
-from market.errors import Retryable, Terminal
+from market.errors import Retryable, StoreBusy, Terminal
 from market.interval import Interval, IntervalSet
 from market.rollup import roll_up
 from market.timeframe import DAY_MS, MINUTE_MS, TIMEFRAMES, Timeframe
@@ -41,6 +41,8 @@ VIEWS = (*(f"candles_{name}" for name in TIMEFRAMES_KEPT), "daily_statistics")
 _QUIET_SECONDS = 3.0
 #: or when it goes on for this long. Readers do not notice: they take the minutes until then.
 _LONGEST_SECONDS = 600.0
+#: How often an aggregate is refreshed until nothing of it is left.
+_TRIES = 5
 
 
 async def read_aggregate(
@@ -169,7 +171,15 @@ class Aggregates:
                 # Somebody may have dropped candles since the ranges were read.
                 start = max(run.start, await connection.fetchval(TIMESCALE_QUERIES["drop_horizon"]))
                 if start < run.end:
-                    await connection.execute(TIMESCALE_QUERIES["refresh_aggregate"], view, start, run.end)
+                    await self._refresh_whole(connection, view, start, run.end)
+
+    async def _refresh_whole(self, connection: Connection, view: str, start: int, end: int) -> None:
+        """A refresh says that it is done and may not be: what is due is forgotten only when nothing is left."""
+        for _ in range(_TRIES):
+            await connection.execute(TIMESCALE_QUERIES["refresh_aggregate"], view, start, end)
+            if not await connection.fetchval(TIMESCALE_QUERIES["left_undone"], view, start, end):
+                return
+        raise StoreBusy(f"{self._database.location}: {view} changes faster than it can be refreshed; try again")
 
     async def _run(self) -> None:
         while True:
@@ -195,8 +205,9 @@ class Aggregates:
         try:
             await self.refresh()
         except Retryable as error:
-            # Readers take the minutes until then; the next round, or the next process, tries again.
-            self._due = True
+            # Readers take the minutes until then; the next round, or the next process, tries again. Not at once:
+            # whoever is in the way is not done in no time.
+            self.note()
             level = log.warning if self._closing.is_set() else log.info
             level("aggregates are not refreshed yet; larger candles are made of minutes", error=str(error))
             return False
