@@ -58,7 +58,7 @@ doctor: $(READY) ## what is configured, what is reachable
 
 test: lint ## everything: lint, types, import rules, all tests, and again in another time zone (ARGS= goes to pytest)
 	$(BIN)/pytest $(ARGS)
-	$(if $(ARGS),,TZ=Asia/Seoul $(BIN)/pytest -q tests/unit tests/contract)
+	$(if $(ARGS),,TZ=Asia/Seoul $(BIN)/pytest -q tests/unit tests/contract -k "not postgresql and not timescaledb and not hybrid")
 
 test-fast: $(READY) ## unit tests only
 	$(BIN)/pytest tests/unit $(ARGS)

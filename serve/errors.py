@@ -48,9 +48,7 @@ PROBLEMS: dict[type[Exception], Problem] = {
     NotFound: Problem("not-found", HTTPStatus.NOT_FOUND, "Not here"),
     BadInput: Problem("bad-input", HTTPStatus.BAD_REQUEST, "Not accepted"),
     StoreBusy: Problem("store-busy", HTTPStatus.SERVICE_UNAVAILABLE, "The store is busy"),
-    StoreUnavailable: Problem(
-        "store-unavailable", HTTPStatus.SERVICE_UNAVAILABLE, "The database does not answer"
-    ),
+    StoreUnavailable: Problem("store-unavailable", HTTPStatus.SERVICE_UNAVAILABLE, "The database does not answer"),
     RateLimited: Problem("rate-limited", HTTPStatus.SERVICE_UNAVAILABLE, "The exchange limits our requests"),
     ExchangeUnavailable: Problem("exchange-unavailable", HTTPStatus.BAD_GATEWAY, "The exchange did not answer"),
     ExchangeRefused: Problem("exchange-refused", HTTPStatus.BAD_GATEWAY, "The exchange refused"),
