@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import sqlite3
+from collections.abc import AsyncIterator
 from typing import Any
 
 import asyncpg
+
+from store.postgres.address import DatabaseUrl
 
 Catalog = dict[str, list[tuple[Any, ...]]]
 
@@ -125,3 +129,28 @@ def _plain(text: str | None) -> str | None:
     if text is None:
         return None
     return re.sub(r"\s*([(),])\s*|\s+", lambda found: found[1] or " ", re.sub(r"--.*", "", text)).strip()
+
+
+@contextlib.asynccontextmanager
+async def connected(url: DatabaseUrl) -> AsyncIterator[asyncpg.Connection]:
+    """A plain connection: what the schema says must not depend on ours."""
+    connection = await asyncpg.connect(
+        host=url.host, port=url.port, user=url.user, password=url.password, database=url.database
+    )
+    try:
+        yield connection
+    finally:
+        await connection.close()
+
+
+async def catalog_of(url: DatabaseUrl) -> Catalog:
+    """The catalog of a database."""
+    async with connected(url) as connection:
+        return await postgres_catalog(connection)
+
+
+def differences(one: Catalog, other: Catalog) -> list[tuple[Any, ...]]:
+    """What only one of two has."""
+    return [
+        (kind, row) for kind in one.keys() | other.keys() for row in {*one.get(kind, ())} ^ {*other.get(kind, ())}
+    ]
