@@ -137,6 +137,17 @@ def floats(table: pa.Table, name: str) -> Float64s:
     return values
 
 
+def unsigned_zeros(table: pa.Table) -> pa.Table:
+    """`table` with 0.0 where a quantity is -0.0: one number, which every store and format must bring back alike."""
+    for name in QUANTITIES:
+        values = floats(table, name)
+        if (np.signbit(values) & (values == 0)).any():
+            place = table.schema.get_field_index(name)
+            plain = pa.array(values + 0.0, mask=np.isnan(values))
+            table = table.set_column(place, table.schema.field(place), plain)
+    return table
+
+
 def by_open_time(table: pa.Table) -> pa.Table:
     """`table` sorted by open time, rows of one open time in their given order."""
     times = open_times_ms(table)

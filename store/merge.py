@@ -9,7 +9,15 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import pyarrow as pa
 
-from market.candle import Bools, CandleState, Refusal, by_open_time, check, open_times_ms
+from market.candle import (
+    Bools,
+    CandleState,
+    Refusal,
+    by_open_time,
+    check,
+    open_times_ms,
+    unsigned_zeros,
+)
 from market.clock import iso
 from market.errors import StoreUnusable
 from market.fingerprint import Digest, group_digests, row_hashes
@@ -77,7 +85,7 @@ class Merge:
         origin = key.origin_ms if key.anchored else _common_origin(batch.table, batch.series.timeframe)
         good, refusals = check(batch.table, batch.series.timeframe, batch.now_ms, origin)
         return cls(
-            table=by_open_time(batch.table.filter(pa.array(good))),
+            table=unsigned_zeros(by_open_time(batch.table.filter(pa.array(good)))),
             state=batch.state,
             series=batch.series,
             # Two versions of a row must never share a time, or `as_of` could not tell them apart.

@@ -251,3 +251,13 @@ async def test_three_day_candles_of_unknown_listing_count_from_where_most_of_the
     written = await store.write(batch(made_at([START + 16 * DAY, START + 18 * DAY, START + 19 * DAY]), series=days))
     assert (written.inserted, len(written.refusals)) == (1, 2)
     assert (await store.facts(days)).origin_ms % (3 * DAY) == START % (3 * DAY)
+
+
+async def test_a_zero_has_no_sign(store: Any) -> None:
+    table = made([0])
+    for name in ("volume", "taker_buy_volume"):
+        place = table.schema.get_field_index(name)
+        table = table.set_column(place, table.schema.field(place), [[-0.0]])
+    await store.write(batch(table))
+    found = (await store.read(BTC, *WHOLE)).to_pylist()[0]
+    assert [repr(found[name]) for name in ("volume", "taker_buy_volume")] == ["0.0", "0.0"]

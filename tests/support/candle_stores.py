@@ -26,11 +26,13 @@ def sqlite(folder: Path, clock: Any) -> AbstractAsyncContextManager[SqliteStore]
 
 
 @contextlib.asynccontextmanager
-async def postgres(mode: Mode, clock: Any, refresh: bool = True) -> AsyncIterator[PostgresStore]:
+async def postgres(mode: Mode, clock: Any, refresh: bool = False) -> AsyncIterator[PostgresStore]:
     server = servers.timescaledb() if mode is Mode.TIMESCALEDB else servers.postgres()
 
-    def make(url: str) -> Any:
-        return PostgresStore.upgraded(DatabaseUrl.parse(url), mode)
+    async def make(url: str) -> None:
+        # Opened once, so that the partitions of the clock's months are there already.
+        async with PostgresStore.opened(DatabaseUrl.parse(url), clock, mode=mode, refresh=False):
+            pass
 
     name = await asyncio.to_thread(servers.database_from, mode.value, make)
     try:
