@@ -5,6 +5,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 UV_VERSION := >=0.8,<1
+# Each file of tests on one of as many processes as there are processors.
+PARALLEL := -n auto --dist loadfile
 
 EXCHANGE ?= simulated
 SYMBOLS ?= BTC/USDT,ETH/USDT
@@ -57,8 +59,8 @@ doctor: $(READY) ## what is configured, what is reachable
 	@$(BIN)/chandlery doctor $(ARGS)
 
 test: lint ## everything: lint, types, import rules, all tests, and again in another time zone (ARGS= goes to pytest)
-	$(BIN)/pytest $(ARGS)
-	$(if $(ARGS),,TZ=Asia/Seoul $(BIN)/pytest -q tests/unit tests/contract -k "not postgresql and not timescaledb and not hybrid")
+	$(BIN)/pytest $(if $(ARGS),,$(PARALLEL)) $(ARGS)
+	$(if $(ARGS),,TZ=Asia/Seoul $(BIN)/pytest -q $(PARALLEL) tests/unit tests/contract -k "not postgresql and not timescaledb and not hybrid")
 
 test-fast: $(READY) ## unit tests only
 	$(BIN)/pytest tests/unit $(ARGS)
