@@ -207,7 +207,7 @@ async def test_a_server_that_stops_for_it_comes_back(postgres: PrivatePostgres) 
             error = await fails(database, 50_000)
             assert isinstance(error, StoreUnavailable | StoreUnusable), error
             server.clear()
-            server.stop()
+            server.kill()
             server.start()
             assert await database.read(notes) == []
             assert await writable(database, "a")

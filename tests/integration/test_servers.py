@@ -175,7 +175,9 @@ def test_a_full_disk_with_the_log_inside_stops_the_server() -> None:
             server.sql(name, FILL_THE_LOG)
         assert "No space left on device" in server.log_tail()
         server.clear()
-        server.restart()
+        # Not stopped in order: asked to while it recovers by itself, PostgreSQL has been seen to wait for ever.
+        server.kill()
+        server.start()
         assert server.sql(name, "SELECT count(*) FROM numbers") == "1"
 
 

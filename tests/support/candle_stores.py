@@ -34,7 +34,7 @@ async def postgres(mode: Mode, clock: Any, refresh: bool = False) -> AsyncIterat
         async with PostgresStore.opened(DatabaseUrl.parse(url), clock, mode=mode, refresh=False):
             pass
 
-    name = await asyncio.to_thread(servers.database_from, mode.value, make)
+    name = await asyncio.to_thread(servers.database_from, f"opened_{mode.value}", make)
     try:
         async with PostgresStore.opened(DatabaseUrl.parse(server.url(name)), clock, refresh=refresh) as store:
             yield store
