@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from decimal import Decimal
 from typing import Any
 
 import asyncpg
@@ -149,10 +148,6 @@ def to_instrument(row: asyncpg.Record) -> Instrument:
 
 def instrument_row(instrument: Instrument, now_ms: int) -> tuple[Any, ...]:
     """The parameters of ``save_instrument``."""
-
-    def number(value: Decimal | None) -> Decimal | None:
-        return None if value is None else Decimal(value)
-
     return (
         instrument.exchange,
         instrument.symbol,
@@ -160,9 +155,9 @@ def instrument_row(instrument: Instrument, now_ms: int) -> tuple[Any, ...]:
         instrument.base,
         instrument.quote,
         instrument.kind,
-        number(instrument.tick_size),
-        number(instrument.lot_size),
-        number(instrument.min_notional),
+        instrument.tick_size,
+        instrument.lot_size,
+        instrument.min_notional,
         instrument.active,
         instrument.listed_ms,
         now_ms,
