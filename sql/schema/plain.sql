@@ -207,6 +207,8 @@ LANGUAGE plpgsql AS $body$
 DECLARE
     oldest timestamptz;
 BEGIN
+    -- Before the rows are looked at: two who both look, and then both want the partition for themselves, never get it.
+    PERFORM pg_advisory_xact_lock(hashtext('chandlery partitions'), hashtext(parent));
     EXECUTE format('SELECT min(%I) FROM %I WHERE isfinite(%I)', time_column, parent || '_default', time_column)
         INTO oldest;
     RETURN CASE WHEN oldest IS NULL THEN 0 ELSE make_monthly_partitions(parent, time_column, ARRAY[oldest]) END;
