@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import tomllib
 from difflib import get_close_matches
 from pathlib import Path
@@ -20,7 +19,7 @@ from pydantic_settings import (
 )
 
 from market.errors import BadInput
-from store.postgres.address import DatabaseUrl
+from store.postgres.address import DatabaseUrl, masked
 from store.postgres.maintenance_rules import MaintenanceRules
 from store.postgres.mode import Mode
 from store.sqlite.store import DATABASE_NAME
@@ -193,7 +192,7 @@ def sqlite_path(url: str) -> Path:
 
 def without_password(text: str) -> str:
     """Text in which the password of a URL, if there is one, is left out."""
-    return re.sub(r"(://[^/?#:@]*):[^,]*@", r"\1@", text)
+    return ", ".join(masked(one) if "://" in one else one for one in text.split(", "))
 
 
 def _named(key: str) -> str:

@@ -22,7 +22,7 @@ from market.coverage import Covered, archived
 from market.errors import Retryable, StoreBusy, Terminal
 from market.interval import Interval, IntervalSet
 from market.rollup import roll_up
-from market.timeframe import DAY_MS, MINUTE_MS, TIMEFRAMES, Timeframe
+from market.timeframe import DAY_MS, MINUTE_MS, Timeframe
 from store.postgres.columns import Instant, read_table
 from store.postgres.connection import Connection
 from store.postgres.database import Database
@@ -222,8 +222,3 @@ class Aggregates:
 def has_aggregate(timeframe: Timeframe) -> bool:
     """True where candles of `timeframe` are kept ready."""
     return timeframe.name in TIMEFRAMES_KEPT
-
-
-def kept_timeframes() -> Sequence[Timeframe]:
-    """The timeframes that are kept ready."""
-    return [TIMEFRAMES[name] for name in TIMEFRAMES_KEPT]

@@ -132,7 +132,7 @@ def test_what_is_wrong_is_said_in_one_line(
         (
             2,
             "mysql://me:wrong-secret@db/x",
-            ["database_url (CHANDLERY_DATABASE_URL)", "mysql://me@db/x", "sqlite:///"],
+            ["database_url (CHANDLERY_DATABASE_URL)", "mysql://me:***@db/x", "sqlite:///"],
         ),
         (2, "postgresql://me:wrong-secret@db", ["CHANDLERY_DATABASE_URL", "name of a database"]),
         (2, "postgresql://me:wrong-secret@db:99999/x", ["CHANDLERY_DATABASE_URL", "65535"]),
