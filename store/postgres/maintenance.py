@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
+import asyncpg
 import structlog
 
 import sql
@@ -98,13 +99,11 @@ class Maintenance:
 
         for chunk in await patiently(self._database, due, snapshot=True):
 
-            async def compress(connection: Connection, chunk: str = chunk) -> None:
-                await connection.execute(TIMESCALE_QUERIES["allow_decompression"])
-                await connection.execute(QUERIES["compress_chunk"], chunk)
+            async def compress(connection: Connection, chunk: str = chunk) -> bool:
+                return await _compressed(connection, chunk)
 
             try:
-                await patiently(self._database, compress)
-                done.compressed += 1
+                done.compressed += await patiently(self._database, compress)
             except StoreBusy as error:
                 done.busy.append(f"{chunk}: {error}")
 
@@ -139,6 +138,20 @@ class Maintenance:
         await patiently(self._database, lambda connection: connection.execute(QUERIES["analyze_small_tables"]))
         if done.partitions:
             await patiently(self._database, lambda connection: connection.execute(QUERIES["analyze_candles"]))
+
+
+async def _compressed(connection: Connection, chunk: str) -> bool:
+    """Compress a chunk; False where the server's own job did so, or dropped it, since it was listed.
+
+    ``if_not_compressed`` looks before it waits for the lock, so who waited for that job meets an error.
+    """
+    await connection.execute(TIMESCALE_QUERIES["allow_decompression"])
+    try:
+        async with connection.transaction():
+            await connection.execute(QUERIES["compress_chunk"], chunk)
+    except (asyncpg.DuplicateObjectError, asyncpg.UndefinedTableError):
+        return False
+    return True
 
 
 async def apply_rules(database: Database, mode: Mode, rules: MaintenanceRules) -> list[str]:

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
+import asyncpg
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -27,6 +28,7 @@ from store.postgres.store import PostgresStore
 from tests.support import servers
 from tests.support.candle_stores import postgres
 from tests.support.made_candles import BTC, DAY, ETH, MINUTE, NOW, START, at, batch, made, made_at
+from tests.support.notes import eventually
 
 #: Days of minutes in the database of most tests.
 DAYS = 10
@@ -285,6 +287,26 @@ async def test_two_at_once_maintain_and_one_holds_a_chunk(store: PostgresStore, 
     assert sum(len(one.settings) for one in done) == 1
     assert (await store.status()).due == ()
     await proven(store, clock)
+
+
+async def test_the_server_compresses_a_chunk_while_the_maintenance_waits_for_it(
+    store: PostgresStore, clock: Any
+) -> None:
+    chunk = sql(store, "SELECT c::text FROM show_chunks('candles') c ORDER BY 1 LIMIT 1")
+    sql(store, f"SELECT decompress_chunk('{chunk}')")
+    job = await asyncpg.connect(servers.postgres().url(database(store)))
+    try:
+        async with job.transaction():
+            await job.execute(f"SELECT compress_chunk('{chunk}')")
+            run = asyncio.create_task(store.maintenance(MaintenanceRules()).run())
+            waits = "SELECT count(*) > 0 FROM pg_locks WHERE NOT granted AND database = $1"
+            own = await job.fetchval("SELECT oid FROM pg_database WHERE datname = current_database()")
+            await eventually(lambda: job.fetchval(waits, own), "the maintenance waits for the chunk")
+        done = await run
+    finally:
+        await job.close()
+    assert (done.compressed, done.busy) == (0, [])
+    assert compressed(store) == DAYS
 
 
 def test_every_kept_timeframe_has_its_own_view() -> None:
