@@ -10,9 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Any, Protocol
 
+# Named again, for those who describe an exchange by its rules.
+from market.book_message import BookChain as BookChain
+from market.book_message import BookStart as BookStart
 from market.channel import Channel, Topic
 
 #: Called with a message of the topic's channel. Returns at once and never raises.
@@ -32,32 +34,6 @@ class RefusedMessage:
     raw: str
     #: Epoch milliseconds of our clock.
     received_at: int
-
-
-class BookStart(StrEnum):
-    """Where an order book begins."""
-
-    #: The stream sends changes only; the book itself is asked for over REST.
-    REST = "rest"
-    #: The stream sends the whole book first.
-    STREAM = "stream"
-
-
-class BookChain(StrEnum):
-    """How one change of an order book says which one it follows."""
-
-    #: first_id <= last seen + 1 <= last_id for the first change after a snapshot, then first_id == last seen + 1.
-    #: (Binance spot)
-    FIRST_ID = "first_id"
-    #: The first change has first_id <= snapshot's last_id <= last_id, then previous_id == last seen.
-    #: (Binance USD-M futures)
-    PREVIOUS_ID = "previous_id"
-    #: previous_id == last seen from the snapshot on. (OKX since 2023)
-    SNAPSHOT_CHAIN = "snapshot_chain"
-    #: first_id == last seen + 1 from the snapshot on. (Bybit)
-    COUNTED = "counted"
-    #: Nothing but the connection says so. (Coinbase's level2, OKX before 2023: that has checksums)
-    CONNECTION = "connection"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from enum import StrEnum
 from typing import NamedTuple
 
 #: Price (quote per base) and quantity there (base). In a change, a quantity of zero removes the level.
@@ -44,3 +45,29 @@ class BookChange(NamedTuple):
     checksum: int | None = None
     bid_texts: Sequence[LevelText] | None = None
     ask_texts: Sequence[LevelText] | None = None
+
+
+class BookStart(StrEnum):
+    """Where an order book begins."""
+
+    #: The stream sends changes only; the book itself is asked for over REST.
+    REST = "rest"
+    #: The stream sends the whole book first.
+    STREAM = "stream"
+
+
+class BookChain(StrEnum):
+    """How one change of an order book says which one it follows."""
+
+    #: first_id <= last seen + 1 <= last_id, for the first change after a snapshot and for those after it, where it
+    #: is last seen + 1 unless two connections overlap. (Binance spot)
+    FIRST_ID = "first_id"
+    #: The first change has previous_id <= snapshot's last_id <= last_id, then previous_id == last seen.
+    #: (Binance USD-M futures)
+    PREVIOUS_ID = "previous_id"
+    #: previous_id == last seen from the snapshot on. (OKX since 2023)
+    SNAPSHOT_CHAIN = "snapshot_chain"
+    #: first_id == last seen + 1 from the snapshot on. (Bybit)
+    COUNTED = "counted"
+    #: Nothing but the connection says so. (Coinbase's level2, OKX before 2023: that has checksums)
+    CONNECTION = "connection"
