@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pyarrow as pa
 
+from market.candle_update import CandleUpdate
 from market.clock import Clock
 from market.instrument import Series
 
@@ -18,7 +19,8 @@ class LiveCandles:
     def __init__(self, clock: Clock, lifetime_ms: int = 5 * 60_000) -> None:
         self._clock = clock
         self._lifetime_ms = lifetime_ms
-        self._held: dict[Series, tuple[pa.Table, int, int]] = {}
+        # The candle (a row, or as a stream sent it), exchange time, our time.
+        self._held: dict[Series, tuple[pa.Table | CandleUpdate, int, int]] = {}
 
     def put(self, series: Series, row: pa.Table, exchange_now_ms: int) -> None:
         """Hold `row` (one row, candle schema) as the forming candle at that exchange time."""
@@ -26,9 +28,16 @@ class LiveCandles:
         if held is None or exchange_now_ms >= held[1]:
             self._held[series] = (row, exchange_now_ms, self._clock.now_ms())
 
+    def heard(self, series: Series, update: CandleUpdate) -> None:
+        """Hold what a stream says of the forming candle."""
+        held = self._held.get(series)
+        if held is None or update.event_time >= held[1]:
+            self._held[series] = (update, update.event_time, update.received_at)
+
     def get(self, series: Series) -> tuple[pa.Table, int] | None:
         """The forming candle and when we received it (epoch milliseconds of our clock), or None."""
         held = self._held.get(series)
         if held is None or self._clock.now_ms() - held[2] > self._lifetime_ms:
             return None
-        return held[0], held[2]
+        candle = held[0]
+        return (candle.table() if isinstance(candle, CandleUpdate) else candle), held[2]

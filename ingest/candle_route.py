@@ -1,0 +1,142 @@
+"""The candles of one series, as a stream tells them: the forming one to memory, closed ones to the writer.
+
+A stream is never the only source of a closed candle. The live loop (`ingest.live`) looks into the coverage ledger
+after each close, and asks REST for what the stream did not bring. So this route refills nothing itself; it says
+when the stream is silent, so that the loop polls the forming candle too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import structlog
+
+from ingest.route import Path, RouteStatus, Silence, SilenceRules
+from market.candle import CandleState
+from market.candle_update import CandleUpdate
+from market.channel import Channel, Topic
+from market.clock import Clock
+from market.instrument import Series
+from store.batch import CandleBatch
+from store.live import LiveCandles
+
+log = structlog.get_logger(__name__)
+
+
+class CandleSink(Protocol):
+    """Where closed candles go."""
+
+    def candles(self, batch: CandleBatch, received_at: int) -> None:
+        """Take a batch; returns at once."""
+        ...
+
+
+class CandleRoute:
+    """The candle stream of one series.
+
+    :param sink: gets each closed candle.
+    :param told: gets each message, forming or closed, after the others; must return at once.
+    :param says_closed: false where the exchange does not say in its messages that a candle has closed.
+    """
+
+    def __init__(
+        self,
+        series: Series,
+        live: LiveCandles,
+        sink: CandleSink,
+        clock: Clock,
+        *,
+        told: Callable[[CandleUpdate], None] | None = None,
+        says_closed: bool = True,
+        silence: SilenceRules | None = None,
+    ) -> None:
+        self.topic = Topic(Channel.CANDLES, series.symbol, series.timeframe)
+        self._series = series
+        self._live = live
+        self._sink = sink
+        self._clock = clock
+        self._told = told
+        self._says_closed = says_closed
+        now = clock.now_ms()
+        self._silence = Silence(silence or SilenceRules(), now)
+        self._path = Path.STARTING
+        self._since = now
+        self._heard_at: int | None = None
+        self._messages = 0
+        self._repeated = 0
+        self._closed_to = 0
+        self._reason: str | None = None
+
+    @property
+    def needs_polling(self) -> bool:
+        """True where nobody tells of the forming candle."""
+        return self._path is not Path.STREAM
+
+    @property
+    def missing_out(self) -> bool:
+        return False
+
+    def on_message(self, update: CandleUpdate) -> None:
+        self._messages += 1
+        self._heard_at = update.received_at
+        if self._path is not Path.STREAM:
+            self._on(Path.STREAM, None)
+        if not (update.closed and self._says_closed):
+            # A candle that has closed cannot form again, whatever overtook what.
+            if update.open_time >= self._closed_to:
+                self._live.heard(self._series, update)
+            else:
+                self._repeated += 1
+        else:
+            self._closed(update)
+        if self._told is not None:
+            self._told(update)
+
+    def connected(self) -> None:
+        pass
+
+    def disconnected(self, reason: str) -> None:
+        self._on(Path.REST, reason)
+
+    def check(self, now_ms: int) -> None:
+        heard = self._silence.heard(self._messages, now_ms)
+        if not heard and self._path is not Path.REST and self._silence.silent(now_ms):
+            silent_for = now_ms - (self._heard_at or self._since)
+            self._on(Path.REST, f"the stream has been silent for {silent_for} ms")
+
+    def status(self) -> RouteStatus:
+        return RouteStatus(
+            topic=self.topic,
+            path=self._path,
+            since=self._since,
+            heard_at=self._heard_at,
+            messages=self._messages,
+            repeated=self._repeated,
+            reason=self._reason,
+        )
+
+    def _closed(self, update: CandleUpdate) -> None:
+        end = self._series.timeframe.next(update.open_time)
+        if end == self._closed_to:
+            self._repeated += 1
+            return
+        self._closed_to = max(self._closed_to, end)
+        self._sink.candles(
+            CandleBatch(
+                series=self._series,
+                source=f"{self._series.exchange} stream",
+                # The exchange's own flag decides; its event time may lie a moment before the end.
+                now_ms=max(update.event_time, end),
+                table=update.table(),
+                state=CandleState.CLOSED,
+            ),
+            update.received_at,
+        )
+
+    def _on(self, path: Path, reason: str | None) -> None:
+        if path is not self._path:
+            self._path, self._since = path, self._clock.now_ms()
+            log.info("candles come from", topic=str(self.topic), path=str(path), reason=reason)
+        if reason is not None:
+            self._reason = reason

@@ -1,0 +1,134 @@
+"""What the router knows of every route, whatever flows on it: which path it is on, since when, and how it fares."""
+
+from __future__ import annotations
+
+from collections.abc import Coroutine
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Protocol
+
+from market.channel import Topic
+
+
+class Path(StrEnum):
+    """Where the messages of a topic come from just now."""
+
+    #: Nothing has come yet.
+    STARTING = "starting"
+    #: The stream.
+    STREAM = "stream"
+    #: Messages were missed and are being asked for over REST; what the stream sends meanwhile waits.
+    REFILL = "refill"
+    #: The stream is silent or away: REST is asked from time to time.
+    REST = "rest"
+    #: The exchange no longer has the symbol, or refuses to tell of it.
+    REFUSED = "refused"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RouteStatus:
+    """How one topic fares. Times are epoch milliseconds of our clock."""
+
+    topic: Topic
+    path: Path
+    #: On this path since.
+    since: int
+    #: When data last came, on whatever path; None before the first.
+    heard_at: int | None = None
+    #: Messages of the stream so far, and those of them that were known already.
+    messages: int = 0
+    repeated: int = 0
+    #: Times that REST had to help out, and messages that came that way.
+    refills: int = 0
+    refilled: int = 0
+    #: Messages that nobody has any more.
+    lost: int = 0
+    #: What is wrong, or was last; in words.
+    reason: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SilenceRules:
+    """When a stream counts as silent, and what then. Milliseconds of our clock."""
+
+    #: No data for this long, and for `usual` times its usual pause, means silent.
+    silent_after: int = 10_000
+    usual: float = 20.0
+    #: First pause between two looks over REST; doubled while they bring nothing new, up to the longest.
+    look_every: int = 2_000
+    look_at_least_every: int = 60_000
+
+
+class Silence:
+    """Tells whether a topic has been silent for too long, by its own usual pace. Ticked about once a second."""
+
+    def __init__(self, rules: SilenceRules, now_ms: int) -> None:
+        self._rules = rules
+        self._last = now_ms
+        self._counted = 0
+        self._usual_ms = 0.0
+        self._pause = rules.look_every
+        self._next_look = 0
+
+    def heard(self, messages: int, now_ms: int) -> bool:
+        """True if messages came since the last call; `messages` is how many there have been in all."""
+        new = messages - self._counted
+        if new <= 0:
+            return False
+        pause = (now_ms - self._last) / new
+        self._usual_ms = pause if not self._usual_ms else self._usual_ms * 0.9 + pause * 0.1
+        self._counted, self._last = messages, now_ms
+        self._pause, self._next_look = self._rules.look_every, 0
+        return True
+
+    def silent(self, now_ms: int) -> bool:
+        """True if nothing has come for too long."""
+        return now_ms - self._last >= max(self._rules.silent_after, self._rules.usual * self._usual_ms)
+
+    def look(self, now_ms: int) -> bool:
+        """True if it is time to look over REST."""
+        if now_ms < self._next_look:
+            return False
+        self._next_look = now_ms + self._pause
+        return True
+
+    def looked(self, now_ms: int, *, found: bool) -> None:
+        """A look is over: go on at the same pace if it found something, else more seldom."""
+        self._pause = self._rules.look_every if found else min(self._pause * 2, self._rules.look_at_least_every)
+        self._next_look = now_ms + self._pause
+
+
+class Spawn(Protocol):
+    """Starts work in the background, in the router's task group."""
+
+    def __call__(self, work: Coroutine[Any, Any, None]) -> None: ...
+
+
+class Route(Protocol):
+    """One topic: takes the messages of its stream, and helps itself over REST where that fails."""
+
+    @property
+    def topic(self) -> Topic: ...
+
+    @property
+    def missing_out(self) -> bool:
+        """True where REST brings what the stream should have brought, and does not."""
+        ...
+
+    def on_message(self, message: Any) -> None:
+        """A message of the stream. Returns at once and never raises."""
+        ...
+
+    def connected(self) -> None:
+        """A connection with this topic is open; another one may still be."""
+        ...
+
+    def disconnected(self, reason: str) -> None:
+        """No connection has this topic any more."""
+        ...
+
+    def check(self, now_ms: int) -> None:
+        """Called about once a second: look whether the stream is silent, and do what has to be done then."""
+        ...
+
+    def status(self) -> RouteStatus: ...

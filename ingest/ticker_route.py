@@ -1,0 +1,115 @@
+"""The ticker of one instrument: from its stream, or over REST while that is silent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import structlog
+
+from ingest.route import Path, RouteStatus, Silence, SilenceRules, Spawn
+from market.channel import Topic
+from market.clock import Clock
+from market.errors import BadInput, ExchangeRefused, Retryable
+from market.ticker import Ticker
+
+log = structlog.get_logger(__name__)
+
+
+class TickerHistory(Protocol):
+    """Where a ticker can be asked for."""
+
+    async def ticker(self, symbol: str) -> Ticker:
+        """The market now."""
+        ...
+
+
+class TickerRoute:
+    """The ticker of one instrument. A missed one needs no repair: the next one replaces it.
+
+    :param sinks: each gets every ticker; they return at once and never raise.
+    """
+
+    def __init__(
+        self,
+        topic: Topic,
+        history: TickerHistory,
+        clock: Clock,
+        spawn: Spawn,
+        *,
+        sinks: tuple[Callable[[Ticker], None], ...],
+        silence: SilenceRules | None = None,
+    ) -> None:
+        self.topic = topic
+        self._history = history
+        self._clock = clock
+        self._spawn = spawn
+        self._sinks = sinks
+        now = clock.now_ms()
+        self._silence = Silence(silence or SilenceRules(), now)
+        self._path = Path.STARTING
+        self._since = now
+        self._heard_at: int | None = None
+        self._messages = 0
+        self._looking = False
+        self._refills = 0
+        self._reason: str | None = None
+
+    @property
+    def missing_out(self) -> bool:
+        return False
+
+    def on_message(self, ticker: Ticker) -> None:
+        self._messages += 1
+        for sink in self._sinks:
+            sink(ticker)
+
+    def connected(self) -> None:
+        pass
+
+    def disconnected(self, reason: str) -> None:
+        self._on(Path.REST, reason)
+
+    def check(self, now_ms: int) -> None:
+        if self._silence.heard(self._messages, now_ms):
+            self._heard_at = now_ms
+            self._on(Path.STREAM, None)
+        elif self._path is not Path.REFUSED and (self._path is Path.REST or self._silence.silent(now_ms)):
+            self._on(Path.REST, self._reason if self._path is Path.REST else "the stream is silent")
+            if not self._looking and self._silence.look(now_ms):
+                self._looking = True
+                self._spawn(self._look())
+
+    def status(self) -> RouteStatus:
+        return RouteStatus(
+            topic=self.topic,
+            path=self._path,
+            since=self._since,
+            heard_at=self._heard_at,
+            messages=self._messages,
+            refills=self._refills,
+            refilled=self._refills,
+            reason=self._reason,
+        )
+
+    async def _look(self) -> None:
+        try:
+            ticker = await self._history.ticker(self.topic.symbol)
+            self._refills += 1
+            self._heard_at = ticker.received_at
+            for sink in self._sinks:
+                sink(ticker)
+        except (ExchangeRefused, BadInput) as error:
+            self._on(Path.REFUSED, str(error))
+        except Retryable as error:
+            self._reason = str(error)
+        finally:
+            self._looking = False
+            self._silence.looked(self._clock.now_ms(), found=True)
+
+    def _on(self, path: Path, reason: str | None) -> None:
+        if path is not self._path:
+            self._path, self._since = path, self._clock.now_ms()
+            log.info("tickers come from", topic=str(self.topic), path=str(path), reason=reason)
+        if reason is not None:
+            self._reason = reason
