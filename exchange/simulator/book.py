@@ -1,42 +1,282 @@
-"""A made-up order book around the last price, the same whenever the same instant is asked for."""
+"""An order book that evolves around the last price, the same whoever looks at it and whenever.
+
+The book changes in steps of 100 ms and is a pure function of symbol, last price and step, so that any instant can
+be asked for without those before it. Prices are divided into cells, each with one level at a price of its own. How
+much waits there depends on the cell and on how often it was renewed, each cell at its own moment of a long period;
+so from one step to the next only a few levels change. Close to the price, where a real book is dense and busy, any
+tick may be a level and periods are short. What lies at or below the last price is a bid, the rest are asks: as the
+price moves, bids turn into asks and back. One step in five changes nothing.
+
+The number of the last update grows by several from step to step, as on Binance.
+"""
 
 from __future__ import annotations
 
 import zlib
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from exchange.binance.wire import OrderBook
-from exchange.simulator.market import Market
+from market.book_message import Level
+from market.candle import Float64s
+from market.timeframe import Int64s
 
-#: The book changes this often.
-_STEP_MS = 100
-#: Always this many levels are drawn, so that a shorter book is the beginning of a longer one.
-_LEVELS = 5000
-#: Half the spread, and the widest step between levels, as shares of the price.
-_HALF_SPREAD = 5e-6
-_WIDEST_STEP = 2e-5
+#: The book changes this often, in exchange time.
+STEP_MS = 100
+#: One step of so many changes nothing.
+_QUIET = 5
+#: Cells on each side of the price. One in eight is empty, so that there are always 5,000 levels.
+_REACH = 6500
+#: The width of a cell as a share of the first price, and the dense part's half width in cells and in ticks.
+_CELL = 2e-5
+_DENSE_CELLS = 2
+_DENSE_TICKS = (4, 32)
+#: A cell, and a tick of the dense part, is renewed once in 2**so many steps.
+_PERIOD_BITS, _DENSE_PERIOD_BITS = 11, 4
 #: Quote value of a usual level.
 _USUAL_VALUE = 20_000.0
+#: Sizes of levels as multiples of the usual one: an exponential distribution.
+_SIZES = -np.log((np.arange(1024) + 0.5) / 1024)
+#: A cached block of cells reaches so much further, to stay valid while the price moves.
+_MARGIN = 1500
+_KEPT_STATES = 8
+
+UInt64s = npt.NDArray[np.uint64]
 
 
-def order_book(market: Market, now_ms: int, levels: int) -> OrderBook:
-    """The best `levels` bids and asks; the last price lies between them. Empty before the first trade."""
-    update = now_ms // _STEP_MS
-    price = market.last_price(now_ms)
-    if price is None:
-        return OrderBook(last_update_id=update, bids=(), asks=())
-    tick, lot = 10**market.listing.price_decimals, 10**market.listing.lot_decimals
-    rng = np.random.default_rng([zlib.crc32(market.listing.exchange_symbol.encode()), update])
-    ticks = round(price * tick)
-    widest = max(1, int(ticks * _WIDEST_STEP))
-    steps = rng.integers(1, widest + 1, (2, _LEVELS))[:, :levels]
-    values = rng.lognormal(0, 1, (2, _LEVELS))[:, :levels] * _USUAL_VALUE
-    away = np.cumsum(steps, axis=1) - steps[:, :1] + int(ticks * _HALF_SPREAD)
-    sides = []
-    for side, direction in enumerate((-1, 1)):
-        prices = ticks + direction * away[side] + (1 if direction > 0 else 0)
-        prices = prices[prices > 0]
-        lots = np.maximum(np.rint(values[side][: len(prices)] / price * lot), 1)
-        sides.append(tuple(zip((prices / tick).tolist(), (lots / lot).tolist(), strict=True)))
-    return OrderBook(last_update_id=update, bids=sides[0], asks=sides[1])
+@dataclass(frozen=True, eq=False)
+class BookState:
+    """The whole book at one step. Quantities are in lots: above zero for bids, below for asks, zero for none."""
+
+    step: int
+    #: Number of the last update in it.
+    last_id: int
+    #: The first cell and the quantity of each.
+    first_cell: int
+    cells: Int64s
+    #: The first tick of the dense part and the quantity of each; it hides the cells it covers.
+    first_tick: int
+    dense: Int64s
+
+    @property
+    def time_ms(self) -> int:
+        """When it came about."""
+        return self.step * STEP_MS
+
+
+@dataclass(frozen=True, kw_only=True)
+class BookChanges:
+    """What changed from one state to a later one; a quantity of zero removes the level."""
+
+    #: Numbers of the first and last update in it.
+    first_id: int
+    last_id: int
+    event_time: int
+    bids: list[Level]
+    asks: list[Level]
+
+
+class Book:
+    """The order book of one market.
+
+    :param name: tells books apart that have equal prices.
+    :param last_ticks: the last price in ticks at an exchange time; None before the first trade.
+    :param usual_ticks: some price of this market, always the same one.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        price_decimals: int,
+        lot_decimals: int,
+        last_ticks: Callable[[int], int | None],
+        usual_ticks: Callable[[], int],
+    ) -> None:
+        self._tick, self._lot = 10**price_decimals, 10**lot_decimals
+        self._last_ticks = last_ticks
+        self._usual_ticks = usual_ticks
+        self._salt = zlib.crc32(name.encode())
+        self._block: _Block | None = None
+        self._states: OrderedDict[int, BookState] = OrderedDict()
+
+    def state(self, now_ms: int) -> BookState:
+        """The book as it stands at `now_ms`."""
+        step = now_ms // STEP_MS
+        if (step + self._salt) % _QUIET == 0:
+            step -= 1
+        found = self._states.get(step)
+        if found is None:
+            found = self._states[step] = self._made(step)
+            if len(self._states) > _KEPT_STATES:
+                self._states.popitem(last=False)
+        return found
+
+    def snapshot(self, now_ms: int, levels: int) -> OrderBook:
+        """The best `levels` bids and asks at `now_ms`, with the last price between them.
+
+        Empty before the first trade. 5,000 levels are there unless prices reach down to zero.
+        """
+        state = self.state(now_ms)
+        dense, cells = np.flatnonzero(state.dense), np.flatnonzero(state.cells)
+        bids_dense, bids_cells = dense[state.dense[dense] > 0][::-1], cells[state.cells[cells] > 0][::-1]
+        asks_dense, asks_cells = dense[state.dense[dense] < 0], cells[state.cells[cells] < 0]
+        return OrderBook(
+            last_update_id=state.last_id,
+            bids=tuple(self._levels(state, bids_dense, bids_cells, levels)),
+            asks=tuple(self._levels(state, asks_dense, asks_cells, levels)),
+        )
+
+    def changes(self, old: BookState, new: BookState) -> BookChanges:
+        """What to do to `old`, or to the best levels of it, to have `new`, or the best levels of it."""
+        cells, *cell_lots = _changed(old.first_cell, old.cells, new.first_cell, new.cells)
+        ticks, *tick_lots = _changed(old.first_tick, old.dense, new.first_tick, new.dense)
+        places, at = np.unique(np.concatenate((self._ticks(cells), ticks)), return_inverse=True)
+        # A level is a cell's or the dense part's, never both's; what it is not says zero.
+        was, now = np.zeros(len(places), np.int64), np.zeros(len(places), np.int64)
+        for total, parts in ((was, (cell_lots[0], tick_lots[0])), (now, (cell_lots[1], tick_lots[1]))):
+            np.add.at(total, at, np.concatenate(parts))
+        bids = np.flatnonzero(np.maximum(was, 0) != np.maximum(now, 0))[::-1]
+        asks = np.flatnonzero(np.minimum(was, 0) != np.minimum(now, 0))
+        return BookChanges(
+            first_id=old.last_id + 1,
+            last_id=new.last_id,
+            event_time=new.time_ms,
+            bids=self._floats(places[bids], np.maximum(now[bids], 0)),
+            asks=self._floats(places[asks], np.maximum(-now[asks], 0)),
+        )
+
+    def _levels(self, state: BookState, dense: Int64s, cells: Int64s, levels: int) -> list[Level]:
+        """The first `levels` of one side, given as places in the state's arrays, best first."""
+        cells = cells[: max(0, levels - len(dense))]
+        ticks = np.concatenate((state.first_tick + dense, self._ticks(state.first_cell + cells)))[:levels]
+        lots = np.abs(np.concatenate((state.dense[dense], state.cells[cells])))[:levels]
+        return self._floats(ticks, lots)
+
+    def _floats(self, ticks: Int64s, lots: Int64s) -> list[Level]:
+        return list(zip((ticks / self._tick).tolist(), (lots / self._lot).tolist(), strict=True))
+
+    def _made(self, step: int) -> BookState:
+        last_id = 16 * step + _mixed_number(step) % 16
+        price = self._last_ticks(step * STEP_MS)
+        if price is None:
+            none = np.zeros(0, np.int64)
+            return BookState(step, last_id, 0, none, 0, none)
+        block = self._block_at(price)
+        first_cell = price // block.width - _REACH
+        start = first_cell - block.first_cell
+        ticks = block.ticks[start : start + 2 * _REACH]
+        cells = block.lots_at(step)[start : start + 2 * _REACH].copy()
+        low, split, high = np.searchsorted(ticks, (price - block.dense, price, price + block.dense), "right")
+        cells[low:high] = 0
+        cells[split:] *= -1
+        cells[: np.searchsorted(ticks, 0, "right")] = 0
+        return BookState(step, last_id, first_cell, cells, price - block.dense + 1, self._dense(step, price))
+
+    def _dense(self, step: int, price: int) -> Int64s:
+        """Quantities of the ticks around the price, in which a level may be at any of them."""
+        assert self._block is not None
+        reach = self._block.dense
+        ticks = np.arange(price - reach + 1, price + reach + 1)
+        keys = _mixed(ticks, self._salt + 3)
+        version = (step + (keys & np.uint64(2**_DENSE_PERIOD_BITS - 1)).astype(np.int64)) >> _DENSE_PERIOD_BITS
+        drawn = _mixed(version ^ keys.astype(np.int64), 4)
+        lots = self._lots(drawn, ticks, np.uint64(1))
+        lots[ticks <= 0] = 0
+        lots[reach:] *= -1
+        return lots
+
+    def _lots(self, drawn: UInt64s, ticks: Int64s, empty: np.uint64) -> Int64s:
+        """Quantities from random numbers; zero for one in ``empty + 1`` of them."""
+        usual = _USUAL_VALUE * self._tick * self._lot
+        sizes: Float64s = _SIZES[(drawn >> np.uint64(8)) & np.uint64(1023)]
+        lots: Int64s = np.maximum(usual * sizes / np.maximum(ticks, 1), 1).astype(np.int64)
+        lots[(drawn & empty) == 0] = 0
+        return lots
+
+    def _ticks(self, cells: Int64s) -> Int64s:
+        return _ticks_of(cells, self._block.width, self._salt) if self._block else cells
+
+    def _block_at(self, price: int) -> _Block:
+        """The cached cells, made anew where they do not reach far enough around `price`."""
+        if self._block is None:
+            width = max(1, round(self._usual_ticks() * _CELL))
+        else:
+            width = self._block.width
+            start = price // width - _REACH - self._block.first_cell
+            if 0 <= start <= 2 * _MARGIN:
+                return self._block
+        first = price // width - _REACH - _MARGIN
+        self._block = _Block(first, 2 * (_REACH + _MARGIN), width, self._salt, self._lots)
+        return self._block
+
+
+class _Block:
+    """A stretch of cells: the tick of each, and its quantity as of the step asked for last."""
+
+    def __init__(
+        self,
+        first_cell: int,
+        count: int,
+        width: int,
+        salt: int,
+        lots: Callable[[UInt64s, Int64s, np.uint64], Int64s],
+    ) -> None:
+        self.first_cell = first_cell
+        self.width = width
+        self.dense = min(max(_DENSE_CELLS * width, _DENSE_TICKS[0]), _DENSE_TICKS[1])
+        cells = np.arange(first_cell, first_cell + count)
+        self.ticks = _ticks_of(cells, width, salt)
+        self._keys = _mixed(cells, salt + 1).astype(np.int64)
+        self._phases = self._keys & (2**_PERIOD_BITS - 1)
+        self._versions = np.full(count, -1)
+        self._quantities = np.zeros(count, np.int64)
+        self._lots = lots
+
+    def lots_at(self, step: int) -> Int64s:
+        """The quantity of each cell, as if all were bids and nothing hidden. Valid until the next call."""
+        versions = (step + self._phases) >> _PERIOD_BITS
+        renewed = np.flatnonzero(versions != self._versions)
+        drawn = _mixed(versions[renewed] ^ self._keys[renewed], 2)
+        self._quantities[renewed] = self._lots(drawn, self.ticks[renewed], np.uint64(7))
+        self._versions = versions
+        return self._quantities
+
+
+def _ticks_of(cells: Int64s, width: int, salt: int) -> Int64s:
+    """The tick of each cell's level: somewhere in the cell."""
+    ticks: Int64s = cells * width + (_mixed(cells, salt) % np.uint64(width)).astype(np.int64)
+    return ticks
+
+
+def _changed(old_first: int, old: Int64s, new_first: int, new: Int64s) -> tuple[Int64s, Int64s, Int64s]:
+    """The places whose values differ between two stretches, with both values; outside of a stretch all are zero."""
+    low, high = max(old_first, new_first), min(old_first + len(old), new_first + len(new))
+    if low >= high:
+        places = np.concatenate((old_first + np.arange(len(old)), new_first + np.arange(len(new))))
+        gone, come = np.zeros_like(old), np.zeros_like(new)
+        was, now = np.concatenate((old, come)), np.concatenate((gone, new))
+    else:
+        first, end = min(old_first, new_first), max(old_first + len(old), new_first + len(new))
+        places = np.arange(first, end)
+        was, now = np.zeros(end - first, np.int64), np.zeros(end - first, np.int64)
+        was[old_first - first : old_first - first + len(old)] = old
+        now[new_first - first : new_first - first + len(new)] = new
+    differ = np.flatnonzero(was != now)
+    return places[differ], was[differ], now[differ]
+
+
+def _mixed(values: Int64s, salt: int) -> UInt64s:
+    """A random number for each value, always the same (the finalizer of splitmix64)."""
+    mixed: UInt64s = values.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(salt)
+    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return mixed ^ (mixed >> np.uint64(31))
+
+
+def _mixed_number(value: int) -> int:
+    """The same of a number, roughly: four bits that look random."""
+    return (value * 0x9E3779B97F4A7C15 >> 40) & 0xFFFF

@@ -8,6 +8,7 @@ All ranges are half-open and in epoch milliseconds.
 from __future__ import annotations
 
 import zlib
+from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from typing import Protocol
 import pyarrow as pa
 
 from exchange.binance.wire import Trade
+from exchange.simulator.book import Book
 from exchange.simulator.prints import Minute, Print, prints_of
 from market.candle import candles, no_candles, open_times_ms
 from market.rollup import roll_up
@@ -94,6 +96,15 @@ class Market:
         self._origin_ms = origin_ms
         self._salt = zlib.crc32(tape.listing.exchange_symbol.encode())
         self._kept: OrderedDict[int, list[Print]] = OrderedDict()
+        #: The last minute asked for by `last_ticks`, and the price before it.
+        self._before: tuple[int, int | None] | None = None
+        self.book = Book(
+            tape.listing.exchange_symbol,
+            tape.listing.price_decimals,
+            tape.listing.lot_decimals,
+            self.last_ticks,
+            self._first_ticks,
+        )
 
     def bucket(self, timeframe: Timeframe, ms: int) -> int:
         """The open time of the candle that `ms` lies in."""
@@ -197,6 +208,29 @@ class Market:
         """The price of the last trade up to `now_ms`; None before the listing."""
         table = self.klines(ONE_MINUTE, now_ms, None, None, 1)
         return table.column("close")[0].as_py() if table.num_rows else None
+
+    def last_ticks(self, now_ms: int) -> int | None:
+        """The same in ticks."""
+        open_ms = ONE_MINUTE.floor(now_ms)
+        prints = self._prints(open_ms)
+        seen = bisect_right(prints, now_ms - open_ms, key=_offset)
+        if seen:
+            return prints[seen - 1].price
+        if self._before is None or self._before[0] != open_ms:
+            close = self._close_before(open_ms)
+            self._before = (open_ms, None if close is None else self._in_ticks(close))
+        return self._before[1]
+
+    def _in_ticks(self, price: float) -> int:
+        scale: int = 10**self.listing.price_decimals
+        return round(price * scale)
+
+    def _first_ticks(self) -> int:
+        """The first price ever, in ticks."""
+        first = self._tape.next_open(0)
+        assert first is not None
+        price: float = self._tape.candles(first, first + 1).column("open")[0].as_py()
+        return self._in_ticks(price)
 
     def first_trade_id(self, ms: int) -> int:
         """The id of the first single trade at or after `ms`, rounded down to its minute."""
@@ -334,3 +368,7 @@ class Market:
             span_ms=MINUTE_MS if early is None else max(1, early - open_ms + 1),
             seed=(open_ms // MINUTE_MS << 32) | self._salt,
         )
+
+
+def _offset(one: Print) -> int:
+    return one.offset_ms

@@ -20,7 +20,6 @@ from exchange.binance.wire import (
     encode_klines,
     encode_trade,
 )
-from exchange.simulator.book import order_book
 from exchange.simulator.exchange import Exchange
 from exchange.simulator.info import exchange_info, no_contracts
 from exchange.simulator.limits import WEIGHT_LIMIT, Verdict, WeightLimit, depth_weight, ticker_weight
@@ -188,7 +187,7 @@ def _trades(exchange: Exchange, query: Query) -> Any:
 
 def _depth(exchange: Exchange, query: Query) -> Any:
     market = _market(exchange, query.symbol())
-    return encode_depth(order_book(market, exchange.now_ms(), query.limit(100, 5000)))
+    return encode_depth(market.book.snapshot(exchange.now_ms(), query.limit(100, 5000)))
 
 
 def _day(exchange: Exchange, query: Query) -> Any:

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 
 from exchange.binance.wire import decimal
-from exchange.simulator.book import order_book
 from exchange.simulator.market import Market
 from market.candle import floats
 from market.rollup import decimal_sums
@@ -97,7 +96,7 @@ def average_price(market: Market, now_ms: int) -> dict[str, Any]:
 
 
 def _best(market: Market, now_ms: int) -> dict[str, str]:
-    book = order_book(market, now_ms, 1)
+    book = market.book.snapshot(now_ms, 1)
     bid, bid_quantity = book.bids[0] if book.bids else (0.0, 0.0)
     ask, ask_quantity = book.asks[0] if book.asks else (0.0, 0.0)
     return {

@@ -12,7 +12,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from exchange.binance.wire import parse_agg_trade_event, parse_kline_event, parse_trade_event
-from exchange.simulator.book import order_book
 from exchange.simulator.exchange import Exchange, ListedMarket
 from exchange.simulator.faults import FaultInjector, parse_faults, read_faults
 from exchange.simulator.limits import PATIENCE, WeightLimit, depth_weight, ticker_weight
@@ -223,22 +222,6 @@ def test_unknown_streams(market: Market, name: str) -> None:
     assert subscription(exchange_of(market, HandClock(NOW)), name) is None
 
 
-def test_an_order_book_surrounds_the_last_price(market: Market) -> None:
-    for now_ms in range(NOW, NOW + 10_000, 700):
-        book = order_book(market, now_ms, 50)
-        price = market.last_price(now_ms)
-        assert price is not None
-        assert book == order_book(market, now_ms, 50)
-        assert order_book(market, now_ms, 5).bids == book.bids[:5]
-        assert book.bids[0][0] <= price < book.asks[0][0]
-        for side, order in ((book.bids, -1), (book.asks, 1)):
-            prices = [level[0] for level in side]
-            assert len(prices) == 50
-            assert prices == sorted(prices, key=lambda value, order=order: value * order)
-            assert len(set(prices)) == 50
-            assert all(quantity > 0 for _, quantity in side)
-
-
 def test_day_statistics_add_up(market: Market) -> None:
     ticker = day_statistics(market, NOW)
     minutes = market.minutes(NOW, ONE_MINUTE.ceil(NOW - DAY_MS), NOW + 1).to_pylist()
@@ -256,7 +239,7 @@ def test_a_market_is_not_there_before_its_listing(market: Market) -> None:
     assert exchange.market("ETHUSDT") is None
     assert exchange.markets() == []
     assert market.last_price(LISTED_MS - 1) is None
-    assert order_book(market, LISTED_MS - 1, 5).bids == ()
+    assert market.book.snapshot(LISTED_MS - 1, 5).bids == ()
 
 
 @pytest.mark.parametrize(
