@@ -7,7 +7,7 @@ again: what was missed while a connection was away, and when to open the next on
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -15,6 +15,7 @@ from typing import Any, Protocol
 # Named again, for those who describe an exchange by its rules.
 from market.book_message import BookChain as BookChain
 from market.book_message import BookStart as BookStart
+from market.book_message import LevelText
 from market.channel import Channel, Topic
 
 #: Called with a message of the topic's channel. Returns at once and never raises.
@@ -56,6 +57,8 @@ class StreamRules:
     says_closed: bool = False
     book_start: BookStart = BookStart.STREAM
     book_chain: BookChain = BookChain.CONNECTION
+    #: From the text of the best bids and asks to the checksum in the messages; None where there is none to check.
+    book_checksum: Callable[[Sequence[LevelText], Sequence[LevelText]], int] | None = None
 
 
 class Connection(Protocol):

@@ -1,0 +1,1 @@
+"""Bybit: its wire messages and its live streams."""

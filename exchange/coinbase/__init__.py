@@ -1,0 +1,1 @@
+"""Coinbase Exchange: its wire messages and its live streams."""

@@ -1,0 +1,1 @@
+"""OKX: its wire messages and its live streams."""
