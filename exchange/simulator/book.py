@@ -44,6 +44,8 @@ _SIZES = -np.log((np.arange(1024) + 0.5) / 1024)
 #: A cached block of cells reaches so much further, to stay valid while the price moves.
 _MARGIN = 1500
 _KEPT_STATES = 8
+#: Renewals of the dense part that are looked at one by one for levels that came and went.
+_DENSE_LOOKS = 16
 
 UInt64s = npt.NDArray[np.uint64]
 
@@ -85,6 +87,7 @@ class Book:
 
     :param name: tells books apart that have equal prices.
     :param last_ticks: the last price in ticks at an exchange time; None before the first trade.
+    :param path: every price from one exchange time to another, both inclusive.
     :param usual_ticks: some price of this market, always the same one.
     """
 
@@ -94,10 +97,12 @@ class Book:
         price_decimals: int,
         lot_decimals: int,
         last_ticks: Callable[[int], int | None],
+        path: Callable[[int, int], list[int]],
         usual_ticks: Callable[[], int],
     ) -> None:
         self._tick, self._lot = 10**price_decimals, 10**lot_decimals
         self._last_ticks = last_ticks
+        self._path = path
         self._usual_ticks = usual_ticks
         self._salt = zlib.crc32(name.encode())
         self._block: _Block | None = None
@@ -106,7 +111,7 @@ class Book:
     def state(self, now_ms: int) -> BookState:
         """The book as it stands at `now_ms`."""
         step = now_ms // STEP_MS
-        if (step + self._salt) % _QUIET == 0:
+        if self._is_quiet(step):
             step -= 1
         found = self._states.get(step)
         if found is None:
@@ -131,23 +136,63 @@ class Book:
         )
 
     def changes(self, old: BookState, new: BookState) -> BookChanges:
-        """What to do to `old`, or to the best levels of it, to have `new`, or the best levels of it."""
-        cells, *cell_lots = _changed(old.first_cell, old.cells, new.first_cell, new.cells)
-        ticks, *tick_lots = _changed(old.first_tick, old.dense, new.first_tick, new.dense)
-        places, at = np.unique(np.concatenate((self._ticks(cells), ticks)), return_inverse=True)
-        # A level is a cell's or the dense part's, never both's; what it is not says zero.
-        was, now = np.zeros(len(places), np.int64), np.zeros(len(places), np.int64)
-        for total, parts in ((was, (cell_lots[0], tick_lots[0])), (now, (cell_lots[1], tick_lots[1]))):
-            np.add.at(total, at, np.concatenate(parts))
-        bids = np.flatnonzero(np.maximum(was, 0) != np.maximum(now, 0))[::-1]
-        asks = np.flatnonzero(np.minimum(was, 0) != np.minimum(now, 0))
+        """What to do to `old`, or to the best levels of it, to have `new`, or the best levels of it.
+
+        Also what to do to any state in between: levels that came and went are named too.
+        """
+        named, low, high = self._between(old, new)
+        cells = _changed(old.first_cell, old.cells, new.first_cell, new.cells)
+        dense = _changed(old.first_tick, old.dense, new.first_tick, new.dense)
+        ticks = np.unique(np.concatenate((self._ticks(cells), dense, named)))
+        was, now = self._lots_of(old, ticks), self._lots_of(new, ticks)
+        also = np.isin(ticks, named)
+        bids = np.flatnonzero((np.maximum(was, 0) != np.maximum(now, 0)) | (also & (ticks <= high)))[::-1]
+        asks = np.flatnonzero((np.minimum(was, 0) != np.minimum(now, 0)) | (also & (ticks > low)))
         return BookChanges(
             first_id=old.last_id + 1,
             last_id=new.last_id,
             event_time=new.time_ms,
-            bids=self._floats(places[bids], np.maximum(now[bids], 0)),
-            asks=self._floats(places[asks], np.maximum(-now[asks], 0)),
+            bids=self._floats(ticks[bids], np.maximum(now[bids], 0)),
+            asks=self._floats(ticks[asks], np.maximum(-now[asks], 0)),
         )
+
+    def _between(self, old: BookState, new: BookState) -> tuple[Int64s, int, int]:
+        """Ticks at which a level may have come and gone between two states, and the lowest and highest price.
+
+        A cell is renewed at most once in its period, so it is only where the price went that this can be.
+        """
+        following = old.step + (2 if self._is_quiet(old.step + 1) else 1)
+        path = self._path(old.time_ms, new.time_ms) if new.step > following else []
+        if not path or self._block is None:
+            return np.zeros(0, np.int64), 0, 0
+        prices, reach = np.unique(path), self._block.dense
+        ticks = np.unique(prices[:, np.newaxis] + np.arange(1 - reach, reach + 1))
+        ticks = ticks[ticks > 0]
+        keys = _mixed(ticks, self._salt + 3)
+        first, last = _dense_versions(keys, old.step), _dense_versions(keys, new.step)
+        if (most := int((last - first).max(initial=0))) < _DENSE_LOOKS:
+            versions = np.minimum(first + np.arange(most + 1)[:, np.newaxis], last)
+            ticks = ticks[(_mixed(versions ^ keys.astype(np.int64), 4) & np.uint64(1)).any(axis=0)]
+        low, high = int(prices[0]), int(prices[-1])
+        if new.step - old.step < 2**_PERIOD_BITS:
+            cells = np.arange((low - reach) // self._block.width, (high + reach) // self._block.width + 1)
+        else:
+            cells = np.concatenate([one.first_cell + np.arange(len(one.cells)) for one in (old, new)])
+        cell_ticks = self._ticks(cells)
+        return np.concatenate((ticks, cell_ticks[cell_ticks > 0])), low, high
+
+    def _lots_of(self, state: BookState, ticks: Int64s) -> Int64s:
+        """The quantity at each tick, above zero for bids and below for asks."""
+        found = np.zeros(len(ticks), np.int64)
+        if self._block is None or not len(state.cells):
+            return found
+        cells = ticks // self._block.width
+        of_cell = (self._ticks(cells) == ticks) & (cells >= state.first_cell)
+        of_cell &= cells < state.first_cell + len(state.cells)
+        found[of_cell] = state.cells[cells[of_cell] - state.first_cell]
+        dense = (ticks >= state.first_tick) & (ticks < state.first_tick + len(state.dense))
+        found[dense] = state.dense[ticks[dense] - state.first_tick]
+        return found
 
     def _levels(self, state: BookState, dense: Int64s, cells: Int64s, levels: int) -> list[Level]:
         """The first `levels` of one side, given as places in the state's arrays, best first."""
@@ -158,6 +203,9 @@ class Book:
 
     def _floats(self, ticks: Int64s, lots: Int64s) -> list[Level]:
         return list(zip((ticks / self._tick).tolist(), (lots / self._lot).tolist(), strict=True))
+
+    def _is_quiet(self, step: int) -> bool:
+        return (step + self._salt) % _QUIET == 0
 
     def _made(self, step: int) -> BookState:
         last_id = 16 * step + _mixed_number(step) % 16
@@ -182,8 +230,7 @@ class Book:
         reach = self._block.dense
         ticks = np.arange(price - reach + 1, price + reach + 1)
         keys = _mixed(ticks, self._salt + 3)
-        version = (step + (keys & np.uint64(2**_DENSE_PERIOD_BITS - 1)).astype(np.int64)) >> _DENSE_PERIOD_BITS
-        drawn = _mixed(version ^ keys.astype(np.int64), 4)
+        drawn = _mixed(_dense_versions(keys, step) ^ keys.astype(np.int64), 4)
         lots = self._lots(drawn, ticks, np.uint64(1))
         lots[ticks <= 0] = 0
         lots[reach:] *= -1
@@ -252,21 +299,24 @@ def _ticks_of(cells: Int64s, width: int, salt: int) -> Int64s:
     return ticks
 
 
-def _changed(old_first: int, old: Int64s, new_first: int, new: Int64s) -> tuple[Int64s, Int64s, Int64s]:
-    """The places whose values differ between two stretches, with both values; outside of a stretch all are zero."""
+def _dense_versions(keys: UInt64s, step: int) -> Int64s:
+    """How often each tick of the dense part was renewed."""
+    phases: Int64s = (keys & np.uint64(2**_DENSE_PERIOD_BITS - 1)).astype(np.int64)
+    return (step + phases) >> _DENSE_PERIOD_BITS
+
+
+def _changed(old_first: int, old: Int64s, new_first: int, new: Int64s) -> Int64s:
+    """The places whose values differ between two stretches; outside of a stretch all are zero."""
     low, high = max(old_first, new_first), min(old_first + len(old), new_first + len(new))
     if low >= high:
-        places = np.concatenate((old_first + np.arange(len(old)), new_first + np.arange(len(new))))
-        gone, come = np.zeros_like(old), np.zeros_like(new)
-        was, now = np.concatenate((old, come)), np.concatenate((gone, new))
-    else:
-        first, end = min(old_first, new_first), max(old_first + len(old), new_first + len(new))
-        places = np.arange(first, end)
-        was, now = np.zeros(end - first, np.int64), np.zeros(end - first, np.int64)
-        was[old_first - first : old_first - first + len(old)] = old
-        now[new_first - first : new_first - first + len(new)] = new
-    differ = np.flatnonzero(was != now)
-    return places[differ], was[differ], now[differ]
+        return np.concatenate((old_first + np.flatnonzero(old), new_first + np.flatnonzero(new)))
+    both = low + np.flatnonzero(old[low - old_first : high - old_first] != new[low - new_first : high - new_first])
+    ends = [
+        first + skip + np.flatnonzero(part)
+        for first, values in ((old_first, old), (new_first, new))
+        for skip, part in ((0, values[: low - first]), (high - first, values[high - first :]))
+    ]
+    return np.concatenate((both, *ends))
 
 
 def _mixed(values: Int64s, salt: int) -> UInt64s:

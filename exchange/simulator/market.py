@@ -103,6 +103,7 @@ class Market:
             tape.listing.price_decimals,
             tape.listing.lot_decimals,
             self.last_ticks,
+            self._path,
             self._first_ticks,
         )
 
@@ -224,6 +225,15 @@ class Market:
     def _in_ticks(self, price: float) -> int:
         scale: int = 10**self.listing.price_decimals
         return round(price * scale)
+
+    def _path(self, start_ms: int, end_ms: int) -> list[int]:
+        """The last price at `start_ms` and those of the trades after it, up to `end_ms` inclusive, in ticks."""
+        before = self.last_ticks(start_ms)
+        path = [] if before is None else [before]
+        for open_ms in self._open_minutes(start_ms, end_ms + 1):
+            prints = self._prints(open_ms)
+            path += [one.price for one in prints if start_ms < open_ms + one.offset_ms <= end_ms]
+        return path
 
     def _first_ticks(self) -> int:
         """The first price ever, in ticks."""

@@ -1,7 +1,9 @@
 """What one stream has sent so far, and what it has to send next.
 
 A subscription is a cursor over exchange time. Whatever happened between the cursor and now becomes messages, so
-nothing is lost however fast the clock runs or however late it is asked.
+nothing is lost however fast the clock runs or however late it is asked. Of what replaces what was before it, only
+the newest is sent: changes of the order book between two looks come as one message (whose numbers still follow on
+from the message before), and so do best prices and statistics.
 """
 
 from __future__ import annotations
@@ -10,6 +12,13 @@ import re
 from collections.abc import Iterator
 from typing import Any, Protocol
 
+from exchange.binance.events import (
+    encode_book_ticker,
+    encode_day_ticker,
+    encode_depth_event,
+    encode_mini_ticker,
+    encode_partial_depth,
+)
 from exchange.binance.wire import (
     KlineEvent,
     encode_agg_trade_event,
@@ -18,12 +27,19 @@ from exchange.binance.wire import (
 )
 from exchange.simulator.exchange import Exchange
 from exchange.simulator.market import Market
+from exchange.simulator.ticker import day_statistics
+from market.book_message import Level
 from market.candle import open_times_ms
 from market.timeframe import TIMEFRAMES, Timeframe
 
 #: A forming candle is sent at most this often, in exchange time.
 _UPDATE_MS = 2000
-_NAME = re.compile(r"([a-z0-9]+)@(trade|aggTrade|kline_([0-9]+[a-zA-Z]))\Z")
+#: Statistics, and the order book without ``@100ms``, are sent so often, in exchange time.
+_SECOND_MS = 1000
+_NAME = re.compile(
+    r"(?P<symbol>[a-z0-9]+)@(?:(?P<kind>trade|aggTrade|bookTicker|ticker|miniTicker)|kline_(?P<timeframe>[0-9]+[a-zA-Z])"
+    r"|depth(?P<levels>5|10|20)?(?:@(?P<interval>100|1000)ms)?)\Z"
+)
 
 
 class Subscription(Protocol):
@@ -35,18 +51,29 @@ class Subscription(Protocol):
 
 
 def subscription(exchange: Exchange, name: str) -> Subscription | None:
-    """The stream called `name` (``btcusdt@kline_1m``, ``btcusdt@trade``, ``btcusdt@aggTrade``) from now on.
+    """The stream called `name` from now on, such as ``btcusdt@kline_1m``; None if there is no such stream.
 
-    None if there is no such stream.
+    ``<symbol>@`` and ``trade aggTrade kline_<interval> depth depth@100ms bookTicker ticker miniTicker`` or ``depth5
+    depth10 depth20``, these too with or without ``@100ms``.
     """
     found = _NAME.match(name)
-    market = exchange.market(found[1].upper()) if found else None
+    market = exchange.market(found["symbol"].upper()) if found else None
     if found is None or market is None:
         return None
-    if found[3] is None:
-        return TradeSubscription(market, exchange.now_ms(), aggregated=found[2] == "aggTrade")
-    timeframe = TIMEFRAMES.get(found[3])
-    return KlineSubscription(market, timeframe, exchange.now_ms()) if timeframe else None
+    now_ms, kind = exchange.now_ms(), found["kind"]
+    if kind in ("trade", "aggTrade"):
+        return TradeSubscription(market, now_ms, aggregated=kind == "aggTrade")
+    if kind == "bookTicker":
+        return BestPriceSubscription(market)
+    if kind is not None:
+        return StatisticsSubscription(market, now_ms, mini=kind == "miniTicker")
+    if found["timeframe"] is not None:
+        timeframe = TIMEFRAMES.get(found["timeframe"])
+        return KlineSubscription(market, timeframe, now_ms) if timeframe else None
+    interval_ms = int(found["interval"] or _SECOND_MS)
+    if found["levels"] is None:
+        return BookSubscription(market, now_ms, interval_ms)
+    return BestLevelsSubscription(market, int(found["levels"]), interval_ms)
 
 
 class TradeSubscription:
@@ -110,3 +137,83 @@ class KlineSubscription:
                 last_trade_id=first + count - 1 if count else -1,
             )
         )
+
+
+class BookSubscription:
+    """``<symbol>@depth`` or ``@depth@100ms``: what changes in the order book after `now_ms`, if anything does."""
+
+    def __init__(self, market: Market, now_ms: int, interval_ms: int) -> None:
+        self._market = market
+        self._interval_ms = interval_ms
+        self._sent = market.book.state(now_ms)
+
+    def messages(self, now_ms: int) -> Iterator[dict[str, Any]]:
+        state = self._market.book.state(now_ms - now_ms % self._interval_ms)
+        if state.step <= self._sent.step:
+            return
+        changes = self._market.book.changes(self._sent, state)
+        # Where nothing has changed, the numbers of the silent updates go to the next message that there is.
+        if changes.bids or changes.asks:
+            self._sent = state
+            yield encode_depth_event(
+                self._market.listing.exchange_symbol,
+                changes.event_time,
+                first_id=changes.first_id,
+                last_id=changes.last_id,
+                bids=changes.bids,
+                asks=changes.asks,
+            )
+
+
+class BestLevelsSubscription:
+    """``<symbol>@depth5`` and the like: the best levels, whenever the book has changed."""
+
+    def __init__(self, market: Market, levels: int, interval_ms: int) -> None:
+        self._market = market
+        self._levels = levels
+        self._interval_ms = interval_ms
+        self._sent_id = 0
+
+    def messages(self, now_ms: int) -> Iterator[dict[str, Any]]:
+        at_ms = now_ms - now_ms % self._interval_ms
+        if self._market.book.state(at_ms).last_id > self._sent_id:
+            book = self._market.book.snapshot(at_ms, self._levels)
+            self._sent_id = book.last_update_id
+            yield encode_partial_depth(book.last_update_id, book.bids, book.asks)
+
+
+class BestPriceSubscription:
+    """``<symbol>@bookTicker``: the best bid and ask, whenever a price or a quantity of them has changed."""
+
+    def __init__(self, market: Market) -> None:
+        self._market = market
+        self._step = 0
+        self._sent: tuple[Level, Level] | None = None
+
+    def messages(self, now_ms: int) -> Iterator[dict[str, Any]]:
+        state = self._market.book.state(now_ms)
+        if state.step == self._step:
+            return
+        self._step = state.step
+        book = self._market.book.snapshot(now_ms, 1)
+        if not book.bids or not book.asks:
+            return
+        best = (book.bids[0], book.asks[0])
+        if best != self._sent:
+            self._sent = best
+            yield encode_book_ticker(self._market.listing.exchange_symbol, book.last_update_id, *best)
+
+
+class StatisticsSubscription:
+    """``<symbol>@ticker`` or ``@miniTicker``: the statistics of the last 24 hours, each second."""
+
+    def __init__(self, market: Market, now_ms: int, *, mini: bool) -> None:
+        self._market = market
+        self._encode = encode_mini_ticker if mini else encode_day_ticker
+        self._sent_ms = now_ms - now_ms % _SECOND_MS
+
+    def messages(self, now_ms: int) -> Iterator[dict[str, Any]]:
+        at_ms = now_ms - now_ms % _SECOND_MS
+        if at_ms > self._sent_ms:
+            self._sent_ms = at_ms
+            yield self._encode(day_statistics(self._market, at_ms), at_ms)

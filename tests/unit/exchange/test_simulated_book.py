@@ -28,7 +28,12 @@ def markets() -> dict[str, Market]:
 
 def priced(price: Callable[[int], int | None]) -> Book:
     """A book around prices that the test gives, in ticks by exchange time."""
-    return Book("XYZUSDT", 2, 3, price, lambda: 100_000)
+
+    def path(start_ms: int, end_ms: int) -> list[int]:
+        prices = [price(at) for at in range(start_ms, end_ms + 1, STEP_MS)]
+        return [one for one in prices if one is not None]
+
+    return Book("XYZUSDT", 2, 3, price, path, lambda: 100_000)
 
 
 class Copy:
@@ -92,6 +97,26 @@ def test_the_price_may_jump_anywhere(prices: list[int]) -> None:
     steps = [STEP_MS * 2] * (len(prices) - 1)
     book = priced(lambda now_ms: prices[min(max((now_ms - NOW) // (2 * STEP_MS), 0), len(prices) - 1)])
     followed(book, NOW, steps, known=10_000, compared=5000)
+
+
+@given(
+    symbol=st.sampled_from(SYMBOLS),
+    start=st.integers(0, 400 * DAY_MS),
+    span=st.integers(200, 60_000) | st.integers(200_000, 400_000),
+    share=st.floats(0, 1),
+)
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_joined_changes_lead_on_from_any_snapshot_in_between(
+    markets: dict[str, Market], symbol: str, start: int, span: int, share: float
+) -> None:
+    book = markets[symbol].book
+    start += LISTED_MS + DAY_MS
+    between = book.snapshot(start + int(span * share), 5000)
+    changes = book.changes(book.state(start), book.state(start + span))
+    copy = Copy(between)
+    copy.last_id = changes.first_id - 1
+    copy.apply(changes)
+    assert copy.best(150) == book.snapshot(start + span, 150)
 
 
 def test_near_zero_the_bids_run_out() -> None:

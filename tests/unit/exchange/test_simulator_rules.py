@@ -216,7 +216,11 @@ def test_trade_streams_repeat_and_lose_nothing(market: Market) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["ethusdt@kline_7m", "ETHUSDT@trade", "dogeusdt@trade", "ethusdt", "ethusdt@depth"]
+    "name",
+    [
+        *("ethusdt@kline_7m", "ETHUSDT@trade", "dogeusdt@trade", "ethusdt", "ethusdt@depth7", "ethusdt@depth@50ms"),
+        *("ethusdt@trade@100ms", "ethusdt@", "@trade"),
+    ],
 )
 def test_unknown_streams(market: Market, name: str) -> None:
     assert subscription(exchange_of(market, HandClock(NOW)), name) is None
