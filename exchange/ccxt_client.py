@@ -1,4 +1,4 @@
-"""Candles, instruments and time of any exchange that ccxt knows.
+"""Candles, instruments, time and the market now of any exchange that ccxt knows.
 
 ccxt's parsed candles hold open, high, low, close and volume; the other columns are null. Its answers differ
 from exchange to exchange, so less is concluded from them than from Binance's raw ones (``exchange.binance``):
@@ -15,7 +15,7 @@ from exchange to exchange, so less is concluded from them than from Binance's ra
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from decimal import Decimal
 from typing import Any
@@ -24,19 +24,27 @@ import ccxt.async_support as ccxt
 import numpy as np
 import pyarrow as pa
 
+from exchange.budget import BudgetStatus
+from exchange.ccxt_messages import parsed_book, parsed_ticker, parsed_trades
 from exchange.errors import translated
 from exchange.page import CandlePage
+from exchange.request_limits import RequestLimits
 from exchange.symbol import unknown_symbol
+from exchange.trade_page import TradePage
+from market.book_message import BookSnapshot
 from market.candle import by_open_time, candles, no_candles, open_times_ms
-from market.clock import SystemClock, iso
-from market.errors import BadInput, ExchangeRefused, ExchangeUnavailable
+from market.clock import Clock, SystemClock, iso
+from market.errors import BadInput, ExchangeRefused, ExchangeUnavailable, RateLimited
 from market.instrument import Instrument
+from market.ticker import Ticker
 from market.timeframe import DAY_MS, TIMEFRAMES, Timeframe
+from market.trade import Trade
 
 #: One HTTP exchange, milliseconds (ccxt's unit).
 REQUEST_TIMEOUT_MS = 10_000
-#: One call with its wait in ccxt's own queue, seconds; only a call that hangs takes so long.
-CALL_TIMEOUT = 90.0
+#: One call with its wait for a turn (in ccxt's own queue, or 120 s at most for the shared budget), seconds; only a
+#: call that hangs takes so long.
+CALL_TIMEOUT = 150.0
 #: Candles to ask for where ccxt does not know an exchange's page size.
 _PAGE_UNKNOWN = 200
 _LARGEST_PAGE = 1000
@@ -49,10 +57,17 @@ class CcxtHistory:
 
     Every method raises ExchangeUnavailable, RateLimited or ExchangeRefused where the exchange does not answer
     as asked, and NotFound for a symbol it does not trade.
+
+    :param exchange: a client of ccxt's.
+    :param limits: the shared budgets that the client's requests go through; None where ccxt's throttle has to do.
     """
 
-    def __init__(self, exchange: Any) -> None:
+    def __init__(self, exchange: Any, limits: RequestLimits | None = None, clock: Clock | None = None) -> None:
         self._ccxt = exchange
+        self._limits = limits
+        self._clock = clock or SystemClock()
+        #: Symbols whose order book is served with as many levels as the exchange likes only.
+        self._own_levels: set[str] = set()
         #: ccxt's id.
         self.exchange: str = exchange.id
 
@@ -136,12 +151,57 @@ class CcxtHistory:
     async def server_time(self) -> int:
         """The exchange's time, epoch milliseconds; the machine's where the exchange does not tell."""
         if not self._ccxt.has.get("fetchTime"):
-            return SystemClock().now_ms()
+            return self._clock.now_ms()
         async with self._calling():
             now = await self._ccxt.fetch_time()
         if not isinstance(now, int):
             raise ExchangeUnavailable(f"{self.exchange} gave no usable answer when asked for its time")
         return now
+
+    async def trades_after(self, symbol: str, last: Trade | None, *, limit: int = 1000) -> TradePage:
+        """The trades that follow `last`, as many as one page holds, `limit` at most; without `last` the newest.
+
+        ccxt serves trades by their time. Asked is from a millisecond before `last`, so that `last` itself is in the
+        answer where the exchange still serves it.
+        """
+        market = await self._market(symbol)
+        page = self._feature(market, "fetchTrades")
+        since = None if last is None else last.event_time - 1
+        rows = await self._now(symbol, lambda: self._ccxt.fetch_trades(symbol, since, page and min(page, limit)))
+        trades = parsed_trades(rows, self.exchange, self._clock.now_ms())
+        if last is None:
+            return TradePage(trades=trades[-limit:], complete=True, missing=False)
+        newer = [one for one in trades if _follows(one, last)]
+        served = any(one.id == last.id or one.event_time < last.event_time for one in trades)
+        return TradePage(
+            trades=newer[:limit],
+            complete=len(newer) <= limit and (not newer or (page is not None and len(rows) < min(page, limit))),
+            missing=bool(newer) and not served,
+        )
+
+    async def order_book(self, symbol: str, levels: int = 1000) -> BookSnapshot:
+        """The book now, with at most so many levels on each side."""
+        await self._market(symbol)
+        book: Any = None
+        if symbol not in self._own_levels:
+            try:
+                book = await self._now(symbol, lambda: self._ccxt.fetch_order_book(symbol, levels))
+            except ExchangeRefused:
+                # Many exchanges serve certain numbers of levels only, each its own.
+                self._own_levels.add(symbol)
+        if book is None:
+            book = await self._now(symbol, lambda: self._ccxt.fetch_order_book(symbol))
+        return parsed_book(book, levels, self.exchange, self._clock.now_ms())
+
+    async def ticker(self, symbol: str) -> Ticker:
+        """Best prices and the last 24 hours."""
+        await self._market(symbol)
+        ticker = await self._now(symbol, lambda: self._ccxt.fetch_ticker(symbol))
+        return parsed_ticker(ticker, self.exchange, self._clock.now_ms())
+
+    def budgets(self) -> list[BudgetStatus]:
+        """How much of what the exchange allows is used, by all processes; empty without a shared budget."""
+        return [] if self._limits is None else self._limits.status()
 
     def check_timeframe(self, timeframe: Timeframe) -> None:
         """Nothing, or BadInput that lists the timeframes of this exchange."""
@@ -157,9 +217,26 @@ class CcxtHistory:
 
     @asynccontextmanager
     async def _calling(self, symbol: str | None = None) -> AsyncIterator[None]:
-        with translated(self._ccxt, symbol):
-            async with asyncio.timeout(CALL_TIMEOUT):
-                yield
+        try:
+            with translated(self._ccxt, symbol):
+                async with asyncio.timeout(CALL_TIMEOUT):
+                    yield
+        except RateLimited as refusal:
+            # The shared budget refuses too; what ccxt raised came from the exchange.
+            if self._limits is not None and isinstance(refusal.__cause__, ccxt.BaseError):
+                self._limits.obey(refusal)
+            raise
+
+    async def _now(self, symbol: str, ask: Callable[[], Awaitable[Any]]) -> Any:
+        """What ccxt makes of an answer about a market as it is now."""
+        async with self._calling(symbol):
+            try:
+                return await ask()
+            except (TypeError, AttributeError, LookupError, ValueError, ArithmeticError) as error:
+                # ccxt's parsers fail like this on answers that are not of the documented form.
+                raise ExchangeUnavailable(
+                    f"{self.exchange} sent something about {symbol} that cannot be read: {error!r}"
+                ) from error
 
     async def _load_markets(self) -> None:
         async with self._calling():
@@ -178,10 +255,12 @@ class CcxtHistory:
 
     def _page_size(self, market: Any) -> int:
         """Candles of one page."""
-        known = self._ccxt.feature_value_by_type(
-            market["type"], market.get("subType"), "fetchOHLCV", "limit", _PAGE_UNKNOWN
-        )
-        return min(int(known or _PAGE_UNKNOWN), _LARGEST_PAGE)
+        return min(self._feature(market, "fetchOHLCV") or _PAGE_UNKNOWN, _LARGEST_PAGE)
+
+    def _feature(self, market: Any, method: str) -> int | None:
+        """Rows of one page of a method of ccxt's; None where ccxt does not know."""
+        known = self._ccxt.feature_value_by_type(market["type"], market.get("subType"), method, "limit", None)
+        return int(known) if known else None
 
     async def _fetch(self, symbol: str, timeframe: Timeframe, start_ms: int, limit: int) -> pa.Table:
         """What ``fetch_ohlcv`` answers, sorted, as candles."""
@@ -221,6 +300,15 @@ class CcxtHistory:
         if self._ccxt.precisionMode == ccxt.DECIMAL_PLACES:
             return Decimal(1).scaleb(-int(value))
         return decimal(value)
+
+
+def _follows(one: Trade, last: Trade) -> bool:
+    """Whether a trade is newer than `last`, or may be: of one instant, and its id does not say."""
+    if one.event_time != last.event_time:
+        return one.event_time > last.event_time
+    if isinstance(one.id, int) and isinstance(last.id, int):
+        return one.id > last.id
+    return one.id != last.id
 
 
 def decimal(value: Any) -> Decimal | None:

@@ -28,6 +28,7 @@ from market.errors import ChandleryError, ExchangeRefused, ExchangeUnavailable, 
 WAIT_UNSAID = 10.0
 BAN_UNSAID = 120.0
 _LONGEST_MESSAGE = 200
+_BANNED_UNTIL = re.compile(r"banned until (?P<ms>[0-9]{13})\b")
 _HTML = re.compile(r"<!doctype|<html|<head|<body", re.IGNORECASE)
 
 
@@ -55,7 +56,7 @@ def translate(
     if isinstance(error, ccxt.RateLimitExceeded | ccxt.DDoSProtection):
         # ccxt puts the HTTP status into the message, between spaces, and nowhere else.
         banned = " 418 " in str(error)[:500]
-        wait = retry_after(headers, BAN_UNSAID if banned else WAIT_UNSAID)
+        wait = wait_told(headers, str(error), banned=banned)
         verb = "has banned this address" if banned else "asks to slow down"
         return RateLimited(f"{exchange} {verb} for {wait:g} s: {message}", wait, banned=banned)
     if isinstance(error, ccxt.BadSymbol):
@@ -66,6 +67,18 @@ def translate(
         why = f" ({one_line(str(error.__cause__))})" if broken and str(error.__cause__) else ""
         return ExchangeUnavailable(f"{exchange} gave no usable answer: {message}{why}")
     return ExchangeRefused(f"{exchange} refused: {message}")
+
+
+def wait_told(headers: Mapping[str, str], text: str, *, banned: bool) -> float:
+    """Seconds to wait after a 429, or a 418 (`banned`): by its headers, else by its text, else as is usual.
+
+    :param text: the body, or a message with it in it. Binance writes ``IP banned until 1659146400000``.
+    """
+    until = _BANNED_UNTIL.search(text)
+    unsaid = BAN_UNSAID if banned else WAIT_UNSAID
+    if until is not None:
+        unsaid = max(WAIT_UNSAID, (int(until["ms"]) - SystemClock().now_ms()) / 1000)
+    return retry_after(headers, unsaid)
 
 
 def retry_after(headers: Mapping[str, str], unsaid: float) -> float:
