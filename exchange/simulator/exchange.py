@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from exchange.simulator.limits import Allowance
 from exchange.simulator.market import Market
 from market.clock import Clock
 
@@ -21,7 +22,11 @@ class ListedMarket:
 class Exchange:
     """Markets by their exchange symbol, seen at the clock's time. A market not yet listed then does not exist."""
 
-    def __init__(self, clock: Clock, listed: Mapping[str, ListedMarket]) -> None:
+    def __init__(
+        self, clock: Clock, listed: Mapping[str, ListedMarket], allowance: Allowance | None = None
+    ) -> None:
+        #: What one address may ask.
+        self.allowance = allowance or Allowance()
         self._clock = clock
         self._listed = listed
         self._markets: dict[str, Market] = {}

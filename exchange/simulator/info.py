@@ -5,34 +5,33 @@ from __future__ import annotations
 from decimal import Decimal
 from typing import Any
 
-from exchange.simulator.limits import WEIGHT_LIMIT
+from exchange.simulator.limits import Allowance
 from exchange.simulator.market import Listing, Market
 
-RATE_LIMITS = [
-    {"rateLimitType": "REQUEST_WEIGHT", "interval": "MINUTE", "intervalNum": 1, "limit": WEIGHT_LIMIT},
+_OTHER_LIMITS = [
     {"rateLimitType": "ORDERS", "interval": "SECOND", "intervalNum": 10, "limit": 100},
     {"rateLimitType": "ORDERS", "interval": "DAY", "intervalNum": 1, "limit": 200000},
     {"rateLimitType": "RAW_REQUESTS", "interval": "MINUTE", "intervalNum": 5, "limit": 61000},
 ]
 
 
-def exchange_info(markets: list[Market], now_ms: int) -> dict[str, Any]:
+def exchange_info(markets: list[Market], now_ms: int, allowance: Allowance) -> dict[str, Any]:
     """The answer for `markets`. When a market was listed is not in it, as on Binance."""
     return {
         "timezone": "UTC",
         "serverTime": now_ms,
-        "rateLimits": RATE_LIMITS,
+        "rateLimits": [allowance.rule(), *_OTHER_LIMITS],
         "exchangeFilters": [],
         "symbols": [_entry(market.listing) for market in markets],
     }
 
 
-def no_contracts(now_ms: int) -> dict[str, Any]:
+def no_contracts(now_ms: int, allowance: Allowance) -> dict[str, Any]:
     """The same of the futures exchanges, which have no markets here."""
     return {
         "timezone": "UTC",
         "serverTime": now_ms,
-        "rateLimits": RATE_LIMITS,
+        "rateLimits": [allowance.rule(), *_OTHER_LIMITS],
         "exchangeFilters": [],
         "assets": [],
         "symbols": [],

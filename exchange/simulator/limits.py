@@ -1,13 +1,14 @@
 """Request weights and the limit on them, as Binance spot has them.
 
-6,000 weight in each minute of the machine's clock and for each address; it protects the machine, so exchange time
-has no say in it. The request that goes over gets 429 with ``Retry-After``; who keeps on asking is banned (418),
-for two minutes at first and twice as long each time after.
+6,000 weight in each minute of the machine's clock and for each address (unless told otherwise); it protects the
+machine, so exchange time has no say in it. The request that goes over gets 429 with ``Retry-After``; who keeps on
+asking is banned (418), for two minutes at first and twice as long each time after.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from market.clock import Clock
 
@@ -17,6 +18,26 @@ PATIENCE = 10
 FIRST_BAN_MS = 120_000
 _LONGEST_BAN_MS = 3 * 86_400_000
 _MINUTE_MS = 60_000
+_SECOND_MS = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Allowance:
+    """How much weight an address may use in each window of the machine's clock."""
+
+    weight: int = WEIGHT_LIMIT
+    #: Whole seconds; Binance's is a minute.
+    window_ms: int = _MINUTE_MS
+
+    def rule(self) -> dict[str, Any]:
+        """As an entry of exchangeInfo's ``rateLimits``."""
+        whole = self.window_ms % _MINUTE_MS == 0
+        return {
+            "rateLimitType": "REQUEST_WEIGHT",
+            "interval": "MINUTE" if whole else "SECOND",
+            "intervalNum": self.window_ms // (_MINUTE_MS if whole else _SECOND_MS),
+            "limit": self.weight,
+        }
 
 
 @dataclass
@@ -48,6 +69,7 @@ class WeightLimit:
 
     clock: Clock
     limit: int = WEIGHT_LIMIT
+    window_ms: int = _MINUTE_MS
     _addresses: dict[str, _Address] = field(default_factory=dict)
 
     def spend(self, address: str, weight: int) -> Verdict:
@@ -56,7 +78,7 @@ class WeightLimit:
         one = self._addresses.setdefault(address, _Address())
         if now_ms < one.banned_until_ms:
             return Verdict(one.used, 418, _seconds(one.banned_until_ms - now_ms), one.banned_until_ms)
-        minute = now_ms // _MINUTE_MS
+        minute = now_ms // self.window_ms
         if minute != one.minute:
             one.minute, one.used, one.refused = minute, 0, 0
         one.used += weight
@@ -64,7 +86,7 @@ class WeightLimit:
             return Verdict(one.used)
         one.refused += 1
         if one.refused <= PATIENCE:
-            return Verdict(one.used, 429, _seconds((minute + 1) * _MINUTE_MS - now_ms))
+            return Verdict(one.used, 429, _seconds((minute + 1) * self.window_ms - now_ms))
         length = min(FIRST_BAN_MS * 2**one.bans, _LONGEST_BAN_MS)
         one.bans += 1
         one.refused = 0

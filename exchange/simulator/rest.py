@@ -22,7 +22,7 @@ from exchange.binance.wire import (
 )
 from exchange.simulator.exchange import Exchange
 from exchange.simulator.info import exchange_info, no_contracts
-from exchange.simulator.limits import WEIGHT_LIMIT, Verdict, WeightLimit, depth_weight, ticker_weight
+from exchange.simulator.limits import Verdict, WeightLimit, depth_weight, ticker_weight
 from exchange.simulator.market import Market
 from exchange.simulator.query import Query, Refused
 from exchange.simulator.ticker import average_price, best_prices, day_statistics, last_price
@@ -55,7 +55,7 @@ def _handler(endpoint: Endpoint, exchange: Exchange, limit: WeightLimit) -> Call
             return _json(encode_error(refused.code, refused.message), refused.status, limit.spend(address, 1))
         verdict = limit.spend(address, weight)
         if verdict.status != 200:
-            return _over_limit(verdict)
+            return _over_limit(verdict, limit.limit)
         try:
             return _json(endpoint.answer(exchange, query), 200, verdict)
         except Refused as refused:
@@ -91,7 +91,7 @@ def _json(body: Any, status: int, verdict: Verdict) -> Response:
     )
 
 
-def _over_limit(verdict: Verdict) -> Response:
+def _over_limit(verdict: Verdict, limit: int) -> Response:
     if verdict.status == 418:
         message = (
             f"Way too much request weight used; IP banned until {verdict.banned_until_ms}. "
@@ -99,7 +99,7 @@ def _over_limit(verdict: Verdict) -> Response:
         )
     else:
         message = (
-            f"Too much request weight used; current limit is {WEIGHT_LIMIT} request weight per 1 MINUTE. "
+            f"Too much request weight used; current limit is {limit} request weight per 1 MINUTE. "
             "Please use WebSocket Streams for live updates to avoid polling the API."
         )
     response = _json(encode_error(-1003, message), verdict.status, verdict)
@@ -133,7 +133,7 @@ def _info(exchange: Exchange, query: Query) -> Any:
     markets = _markets(exchange, query)
     if permissions is not None and "SPOT" not in permissions:
         markets = []
-    return exchange_info(markets, exchange.now_ms())
+    return exchange_info(markets, exchange.now_ms(), exchange.allowance)
 
 
 def _klines(exchange: Exchange, query: Query) -> Any:
@@ -221,7 +221,7 @@ def _time(exchange: Exchange, query: Query) -> Any:
 
 
 def _no_contracts(exchange: Exchange, query: Query) -> Any:
-    return no_contracts(exchange.now_ms())
+    return no_contracts(exchange.now_ms(), exchange.allowance)
 
 
 def _status(exchange: Exchange, query: Query) -> Any:

@@ -18,7 +18,7 @@ from starlette.applications import Starlette
 from exchange.simulator.clock import ExchangeClock
 from exchange.simulator.exchange import Exchange, ListedMarket
 from exchange.simulator.faults import FaultInjector, read_faults
-from exchange.simulator.limits import WeightLimit
+from exchange.simulator.limits import WEIGHT_LIMIT, Allowance, WeightLimit
 from exchange.simulator.market import Market
 from exchange.simulator.recorded import RecordedTape, recorded_range, wanted_symbols
 from exchange.simulator.rest import broken, not_found, rest_routes
@@ -49,6 +49,20 @@ class SimulatorConfig:
     port: int = 9900
     #: File of fault rules (see :mod:`exchange.simulator.faults`).
     faults: Path | None = None
+    #: Request weight that one address may use in each window of so many seconds; Binance's are 6,000 in 60.
+    weight_limit: int = WEIGHT_LIMIT
+    weight_seconds: int = 60
+
+    @property
+    def allowance(self) -> Allowance:
+        """What one address may ask.
+
+        :raises BadInput: naming the option that is wrong.
+        """
+        for name, number in (("weight_limit", self.weight_limit), ("weight_seconds", self.weight_seconds)):
+            if number < 1:
+                raise BadInput(name, number, "a whole number of 1 at least")
+        return Allowance(weight=self.weight_limit, window_ms=self.weight_seconds * 1000)
 
 
 def open_exchange(config: SimulatorConfig) -> Exchange:
@@ -74,7 +88,7 @@ def _recorded(config: SimulatorConfig, folder: Path) -> Exchange:
         name: ListedMarket(open=partial(_recorded_market, name, paths), listed_ms=ranges[name][0])
         for name, paths in files.items()
     }
-    return Exchange(ExchangeClock(now_ms, config.speed), listed)
+    return Exchange(ExchangeClock(now_ms, config.speed), listed, config.allowance)
 
 
 def _recorded_market(exchange_symbol: str, files: list[Path]) -> Market:
@@ -90,7 +104,7 @@ def _synthetic(config: SimulatorConfig) -> Exchange:
         market.listing.exchange_symbol: ListedMarket(open=partial(_same, market), listed_ms=LISTED_MS)
         for market in markets
     }
-    return Exchange(ExchangeClock(config.now_ms, config.speed), listed)
+    return Exchange(ExchangeClock(config.now_ms, config.speed), listed, config.allowance)
 
 
 def _same(market: Market) -> Market:
@@ -126,7 +140,7 @@ async def running_simulator(config: SimulatorConfig) -> AsyncIterator[str]:
     """The simulated exchange, serving while the block runs; gives its URL. Raises like :func:`serve_simulator`."""
     exchange = open_exchange(config)
     rules = read_faults(config.faults) if config.faults is not None else []
-    limit = WeightLimit(SystemClock())
+    limit = WeightLimit(SystemClock(), exchange.allowance.weight, exchange.allowance.window_ms)
     app: Any = Starlette(
         routes=[*rest_routes(exchange, limit), *stream_routes(exchange)],
         exception_handlers={404: not_found, ChandleryError: broken},

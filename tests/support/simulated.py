@@ -37,6 +37,8 @@ def simulated_exchange(
     speed: float = 1.0,
     faults: Sequence[dict[str, Any]] = (),
     folder: Path | None = None,
+    weight_limit: int = 6000,
+    weight_seconds: int = 60,
     deadline: float = 60.0,
 ) -> Iterator[str]:
     """A running simulated exchange; its address. `faults` need a `folder` to be written to."""
@@ -53,6 +55,8 @@ def simulated_exchange(
         "speed": speed,
         "port": 0,
         "faults": None if path is None else str(path),
+        "weight_limit": weight_limit,
+        "weight_seconds": weight_seconds,
     }
     process = subprocess.Popen(
         [sys.executable, "-c", _SERVE, json.dumps(config)],
