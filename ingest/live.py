@@ -1,7 +1,7 @@
 """Keeping series current: after each close, fill the gaps; in between, poll the candle that is forming.
 
-This loop asks over REST. Streams will bring closes and forming candles sooner; the loop stays as what fills the
-gaps behind them.
+This loop asks over REST. Streams bring closes and forming candles sooner (`ingest.candle_route`); what they brought
+is in the ledger, so the loop asks for nothing but what they did not.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ log = structlog.get_logger(__name__)
 class LiveRules:
     """How to keep series current."""
 
-    #: Milliseconds after its end in which a candle may still change and is left alone.
+    #: Milliseconds after its end in which a candle may still change and is left alone; longer where the settle
+    #: check learns that candles change for longer.
     settle_ms: int = 2_000
     #: How far back the loop fills gaps when it starts, milliseconds; older ones are a backfill's work.
     look_back_ms: int = DAY_MS
@@ -69,6 +70,8 @@ class LiveLoop:
 
     :param clock: our own clock.
     :param on_status: told after each round of each series; must return at once.
+    :param on_closed: told of each newly stored candle's open time; must return at once.
+    :param polls: false for a series whose forming candle a stream brings.
     """
 
     def __init__(
@@ -82,6 +85,8 @@ class LiveLoop:
         *,
         rules: LiveRules | None = None,
         on_status: Callable[[LiveStatus], None] | None = None,
+        on_closed: Callable[[Series, int], None] | None = None,
+        polls: Callable[[Series], bool] | None = None,
         sleep: Sleep = asyncio.sleep,
     ) -> None:
         self._history = history
@@ -92,6 +97,8 @@ class LiveLoop:
         self._timeframe = timeframe
         self._rules = rules or LiveRules()
         self._on_status = on_status
+        self._on_closed = on_closed
+        self._polls = polls
         self._sleep = sleep
         # One try each: the loop itself comes round again, and must not hang in one series' retries.
         gate = Gate(longest_obeyed=float("inf"))
@@ -99,21 +106,35 @@ class LiveLoop:
         self._clock = ExchangeClock(self._patient, clock)
         self._room = asyncio.Semaphore(self._rules.concurrency)
         self._statuses: dict[Series, LiveStatus] = {}
+        #: Milliseconds; never less than the rules say.
+        self.settle_ms = self._rules.settle_ms
+        # Series in trouble: how often in a row, and until when they are left alone (our clock).
+        self._failures: dict[Series, tuple[int, int]] = {}
+        self._woken = asyncio.Event()
 
     @property
     def statuses(self) -> Mapping[Series, LiveStatus]:
         """The last status of each series."""
         return self._statuses
 
-    async def run(self) -> None:
+    @property
+    def clock(self) -> ExchangeClock:
+        """Exchange time, as this loop reads it."""
+        return self._clock
+
+    def wake(self) -> None:
+        """Look for gaps now, whatever the time: a connection is back."""
+        self._woken.set()
+
+    async def run(self, instruments: Sequence[Instrument] = ()) -> None:
         """Run until cancelled. Errors of the exchange and a busy store are logged and survived.
 
-        :raises NotFound: for a symbol the exchange does not trade.
+        :param instruments: those of the symbols, where they are known.
+        :raises NotFound: for a symbol the exchange does not trade, when the loop starts.
         :raises BadInput: for a timeframe it does not serve.
         :raises StoreUnusable: if the store cannot be written.
         """
         self._history.check_timeframe(self._timeframe)
-        instruments: list[Instrument] = []
         failures = 0
         while True:
             try:
@@ -131,22 +152,46 @@ class LiveLoop:
                 log.warning(
                     "live_round_failed", exchange=self._history.exchange, error=str(error), failures=failures
                 )
-            await self._sleep(self._pause(error, failures))
+            await self._pause_or_woken(self._pause(error, failures))
+
+    async def _pause_or_woken(self, seconds: float) -> None:
+        """Sleep, but not over a call of :meth:`wake`."""
+        pause = asyncio.ensure_future(self._sleep(seconds))
+        woken = asyncio.ensure_future(self._woken.wait())
+        try:
+            await asyncio.wait({pause, woken}, return_when=asyncio.FIRST_COMPLETED)
+            if pause.done():
+                pause.result()
+        finally:
+            for one in (pause, woken):
+                one.cancel()
+            await asyncio.gather(pause, woken, return_exceptions=True)
+        self._woken.clear()
 
     async def _round(self, instruments: Sequence[Instrument]) -> ChandleryError | None:
-        """One round over all series; the first error among them."""
+        """One round over all series; the error that concerns them all, if there is one."""
         errors = await run_together([self._one(instrument) for instrument in instruments])
-        return next((error for error in errors if error is not None), None)
+        found = [error for error in errors if error is not None]
+        limit = next((error for error in found if isinstance(error, RateLimited)), None)
+        return limit or (found[0] if len(found) == len(errors) else None)
 
     async def _one(self, instrument: Instrument) -> ChandleryError | None:
+        """One series. One in trouble is left alone for a while, a longer one each time, and holds up no other."""
         series = Series(self._history.exchange, instrument.symbol, self._timeframe)
+        times, until = self._failures.get(series, (0, 0))
+        if self._local.now_ms() < until:
+            return None
         async with self._room:
             try:
                 await self._fill(series, instrument)
-                await self._poll_forming(series, instrument)
+                if self._polls is None or self._polls(series):
+                    await self._poll_forming(series, instrument)
             except (Retryable, ExchangeRefused, Mismatch, NotFound) as error:
                 self._tell(replace(self._status(series), error=str(error), checked_at=self._clock.now_ms()))
+                wait = min(self._rules.longest_wait, self._rules.first_wait * 2.0 ** min(times, 16))
+                self._failures[series] = (times + 1, self._local.now_ms() + int(wait * 1000))
                 return error
+            self._failures.pop(series, None)
             return None
 
     async def _fill(self, series: Series, instrument: Instrument) -> None:
@@ -156,7 +201,7 @@ class LiveLoop:
             self._clock,
             self._local,
             instrument,
-            settle_ms=self._rules.settle_ms,
+            settle_ms=self.settle_ms,
         )
         now = self._clock.now_ms()
         status = self._status(series)
@@ -171,10 +216,21 @@ class LiveLoop:
                 one for one in await self._store.coverage(series, recent) if one.state is CoverageState.PRESENT
             ]
             if present:
-                status = replace(status, last_closed=series.timeframe.next(present[-1].interval.end, -1))
+                status = self._closed(status, series.timeframe.next(present[-1].interval.end, -1))
         if status.last_closed is not None:
             status = replace(status, lag_ms=now - series.timeframe.next(status.last_closed))
         self._tell(replace(status, checked_at=now, error=None))
+
+    def _closed(self, status: LiveStatus, last_closed: int) -> LiveStatus:
+        """The status with a newer last candle; each new one is told."""
+        if self._on_closed is not None:
+            timeframe = status.series.timeframe
+            # Of what was filled at the start, the newest alone: the others have settled long ago.
+            newest = last_closed if status.last_closed is None else timeframe.next(status.last_closed)
+            while newest <= last_closed:
+                self._on_closed(status.series, newest)
+                newest = timeframe.next(newest)
+        return replace(status, last_closed=last_closed)
 
     async def _poll_forming(self, series: Series, instrument: Instrument) -> None:
         """Put the forming candle into memory; it never goes to the store."""
@@ -197,7 +253,7 @@ class LiveLoop:
         if error is not None:
             return min(rules.longest_wait, rules.first_wait * 2.0 ** min(failures - 1, 16))
         now = self._clock.now_ms()
-        due = self._timeframe.next(self._timeframe.floor(now - rules.settle_ms)) + rules.settle_ms
+        due = self._timeframe.next(self._timeframe.floor(now - self.settle_ms)) + self.settle_ms
         until_close = (due - now) / 1000 / self._clock.pace
         return max(rules.shortest_pause, min(rules.poll_every, until_close))
 
