@@ -14,12 +14,16 @@ from typing import Any
 import structlog
 
 from exchange.errors import one_line
-from exchange.reading import Answer, AnswerKind, Reading
+from exchange.plausible import LEAP_MS, OWN_TIME_LEAP_MS, EventTimes, PriceBand
+from exchange.reading import Answer, AnswerKind, Message, Reading, refused
 from exchange.socket import Socket, SocketRules, opened_socket
 from exchange.stream import Listener, RefusedMessage
+from market.candle_update import CandleUpdate
 from market.channel import Topic
 from market.clock import Clock
 from market.errors import BadInput, ExchangeRefused, ExchangeUnavailable
+from market.ticker import Ticker
+from market.trade import Trade
 
 log = structlog.get_logger(__name__)
 
@@ -49,28 +53,57 @@ class _Subscribing:
         exchange: str,
         plan: SocketPlan,
         listeners: Mapping[Topic, Listener],
-        refused: Callable[[RefusedMessage], None],
+        on_refused: Callable[[RefusedMessage], None],
         clock: Clock,
+        times: EventTimes,
     ) -> None:
         self._exchange = exchange
         self._read = plan.read
         self._listeners = listeners
-        self._refused = refused
+        self._refused = on_refused
         self._clock = clock
+        self._times = times
+        self._bands: dict[Topic, PriceBand] = {}
         self._missing = set(plan.awaited)
         #: Set once everything is subscribed; has the error where something cannot be.
         self.subscribed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def take(self, raw: bytes) -> None:
         """Hand on what one message says."""
-        for one in self._read(raw, self._clock.now_ms()):
+        received_at = self._clock.now_ms()
+        for one in self._read(raw, received_at):
             if isinstance(one, Answer):
                 self._answer(one)
             elif isinstance(one, RefusedMessage):
                 self._refused(replace(one, exchange=self._exchange))
             else:
                 topic, message = one
-                self._listeners[topic](message)
+                try:
+                    self._judge(topic, message)
+                except BadInput as error:
+                    self._refused(refused(self._exchange, topic, error, raw, received_at))
+                else:
+                    self._listeners[topic](message)
+
+    def _judge(self, topic: Topic, message: Message) -> None:
+        """Nothing, or BadInput for a price or a time that is not to be believed.
+
+        Order books are left alone: a level far away is nothing odd, and a book without one of its changes is wrong.
+        """
+        if isinstance(message, Trade):
+            self._times.check("event_time", message.event_time, message.received_at)
+            self._band(topic).check("price", message.price)
+        elif isinstance(message, CandleUpdate):
+            self._times.check("open_time", message.open_time, message.received_at)
+            self._band(topic).check("close", message.close)
+        elif isinstance(message, Ticker) and message.event_time is not None:
+            self._times.check("event_time", message.event_time, message.received_at)
+
+    def _band(self, topic: Topic) -> PriceBand:
+        band = self._bands.get(topic)
+        if band is None:
+            band = self._bands[topic] = PriceBand()
+        return band
 
     def _answer(self, answer: Answer) -> None:
         if answer.kind is AnswerKind.SUBSCRIBED:
@@ -125,10 +158,12 @@ async def joined_sockets(
     refused: Callable[[RefusedMessage], None],
     clock: Clock,
     *,
+    own_time: bool = False,
     subscribe_timeout: float = SUBSCRIBE_TIMEOUT,
 ) -> AsyncIterator[JoinedSockets]:
     """Open the socket of each plan and subscribe; all are closed on leaving.
 
+    :param own_time: what is at the other end may live in a time of its own: a replay.
     :param subscribe_timeout: seconds for the answers to all requests.
     :raises ExchangeUnavailable: on entering, where a connection or a subscription does not come about.
     :raises ExchangeRefused: on entering, where the exchange refuses one for good.
@@ -139,8 +174,9 @@ async def joined_sockets(
     async with AsyncExitStack() as stack:
         sockets: list[Socket] = []
         waiting: list[_Subscribing] = []
+        times = EventTimes(OWN_TIME_LEAP_MS if own_time else LEAP_MS)
         for plan in plans:
-            one = _Subscribing(exchange, plan, listeners, refused, clock)
+            one = _Subscribing(exchange, plan, listeners, refused, clock, times)
             socket = await stack.enter_async_context(opened_socket(plan.url, one.take, rules=plan.rules))
             for request in plan.requests:
                 socket.send(request)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 
+from exchange.address import at_address
 from exchange.bybit.wire import read, request, wire_names
 from exchange.joined_sockets import SocketPlan, joined_sockets
 from exchange.socket import SocketRules
@@ -25,19 +26,21 @@ _SOCKET = SocketRules(ping_after=20.0, pong_within=10.0, ping_text=b'{"op":"ping
 class BybitStreams:
     """The live streams of Bybit.
 
-    :param exchange_symbols: Bybit's name (``BTCUSDT``) of each symbol; spot and contracts share names.
-    :param url: the address before the kind of market.
+    :param exchange: ccxt's id.
+    :param symbols: unified symbol to Bybit's: ``{"BTC/USDT": "BTCUSDT"}``; spot and contracts share names.
+    :param url: another address (http or https) to find the same paths at. What is there may live in a time of its
+        own, so event times are judged less strictly.
     """
 
     def __init__(
         self,
-        exchange_symbols: Mapping[str, str],
+        exchange: str,
+        symbols: Mapping[str, str],
+        url: str | None = None,
         *,
-        exchange: str = "bybit",
-        url: str = URL,
         clock: Clock | None = None,
     ) -> None:
-        self._exchange_symbols = exchange_symbols
+        self._symbols = symbols
         self._exchange = exchange
         self._url = url
         self._clock = clock or SystemClock()
@@ -69,21 +72,23 @@ class BybitStreams:
         """
         kinds: dict[str, dict[str, Topic]] = {}
         for topic in listeners:
-            name = self._exchange_symbols.get(topic.symbol)
+            name = self._symbols.get(topic.symbol)
             if name is None:
-                raise unknown_symbol(self._exchange, topic.symbol, self._exchange_symbols)
+                raise unknown_symbol(self._exchange, topic.symbol, self._symbols)
             kind = market_kind(topic.symbol)
             topics = kinds.setdefault(kind, {})
             for one in wire_names(topic, name, spot=kind == "spot"):
                 topics[one] = topic
         plans = [self._plan(kind, topics) for kind, topics in kinds.items()]
-        return joined_sockets(self._exchange, plans, listeners, refused, self._clock)
+        return joined_sockets(
+            self._exchange, plans, listeners, refused, self._clock, own_time=self._url is not None
+        )
 
     def _plan(self, kind: str, topics: Mapping[str, Topic]) -> SocketPlan:
         names = list(topics)
         parts = [names[at : at + _REQUESTED] for at in range(0, len(names), _REQUESTED)]
         return SocketPlan(
-            url=f"{self._url}/{kind}",
+            url=f"{URL if self._url is None else at_address(URL, self._url)}/{kind}",
             requests=[request("subscribe", part, str(at)) for at, part in enumerate(parts)],
             # Bybit answers a request, not a topic.
             awaited=frozenset(str(at) for at in range(len(parts))),

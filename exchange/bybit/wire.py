@@ -11,6 +11,7 @@ from typing import Literal
 
 import msgspec
 
+from exchange.ccxt_messages import trade_id
 from exchange.reading import (
     UNREADABLE,
     Answer,
@@ -178,7 +179,7 @@ def _answer(head: _Head, raw: bytes) -> Answer:
 
 
 def _read_trades(head: _Head, topic: Topic, received_at: int) -> list[Reading]:
-    """Trades; ``S`` is the taker's side. Ids are text: they name a trade and do not count.
+    """Trades; ``S`` is the taker's side. Ids name a trade and do not count.
 
     ::
 
@@ -186,9 +187,8 @@ def _read_trades(head: _Head, topic: Topic, received_at: int) -> list[Reading]:
             {"T": 1672304486865, "s": "BTCUSDT", "S": "Buy", "v": "0.001", "p": "16578.50", "L": "PlusTick",
              "i": "20f43950-d8dd-5b31-9112-a178eb6023af", "BT": false}]}
     """
-    return [
-        (topic, Trade(one.i, one.p, one.v, one.T, one.S == "Buy", received_at)) for one in _trades.decode(head.data)
-    ]
+    rows = _trades.decode(head.data)
+    return [(topic, Trade(trade_id(one.i), one.p, one.v, one.T, one.S == "Buy", received_at)) for one in rows]
 
 
 def _read_books(head: _Head, topic: Topic, received_at: int) -> list[Reading]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 
+from exchange.address import at_address
 from exchange.coinbase.wire import WireName, read, request, wire_name
 from exchange.joined_sockets import SocketPlan, joined_sockets
 from exchange.socket import SocketRules
@@ -20,18 +21,21 @@ URL = "wss://ws-feed.exchange.coinbase.com"
 class CoinbaseStreams:
     """The live streams of Coinbase.
 
-    :param exchange_symbols: Coinbase's name (``BTC-USD``) of each symbol.
+    :param exchange: ccxt's id: ``coinbaseexchange``, or ``coinbase``, which trades in the same books.
+    :param symbols: unified symbol to Coinbase's: ``{"BTC/USD": "BTC-USD"}``.
+    :param url: another address (http or https) to find the same paths at. What is there may live in a time of its
+        own, so event times are judged less strictly.
     """
 
     def __init__(
         self,
-        exchange_symbols: Mapping[str, str],
+        exchange: str,
+        symbols: Mapping[str, str],
+        url: str | None = None,
         *,
-        exchange: str = "coinbaseexchange",
-        url: str = URL,
         clock: Clock | None = None,
     ) -> None:
-        self._exchange_symbols = exchange_symbols
+        self._symbols = symbols
         self._exchange = exchange
         self._url = url
         self._clock = clock or SystemClock()
@@ -66,15 +70,18 @@ class CoinbaseStreams:
         """
         topics: dict[WireName, Topic] = {}
         for topic in listeners:
-            name = self._exchange_symbols.get(topic.symbol)
+            name = self._symbols.get(topic.symbol)
             if name is None:
-                raise unknown_symbol(self._exchange, topic.symbol, self._exchange_symbols)
+                raise unknown_symbol(self._exchange, topic.symbol, self._symbols)
             topics[wire_name(topic, name)] = topic
         plan = SocketPlan(
-            url=self._url,
+            url=URL if self._url is None else at_address(URL, self._url),
             requests=[request("subscribe", list(topics))],
             awaited=frozenset(topics),
             read=lambda raw, received_at: read(raw, topics, received_at),
             rules=SocketRules(),
         )
-        return joined_sockets(self._exchange, [plan] if topics else [], listeners, refused, self._clock)
+        plans = [plan] if topics else []
+        return joined_sockets(
+            self._exchange, plans, listeners, refused, self._clock, own_time=self._url is not None
+        )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 
+from exchange.address import at_address
 from exchange.joined_sockets import SocketPlan, joined_sockets
 from exchange.okx.wire import SINGLE_TRADES, WireName, is_business, read, request, wire_name
 from exchange.socket import SocketRules
@@ -26,7 +27,10 @@ _SOCKET = SocketRules(ping_after=25.0, pong_within=10.0, ping_text=b"ping")
 class OkxStreams:
     """The live streams of OKX.
 
-    :param exchange_symbols: OKX's name (``BTC-USDT``) of each symbol.
+    :param exchange: ccxt's id.
+    :param symbols: unified symbol to OKX's: ``{"BTC/USDT": "BTC-USDT"}``.
+    :param url: another address (http or https) to find the same paths at. What is there may live in a time of its
+        own, so event times are judged less strictly.
     :param trades: the channel for trades. Single ones have dense ids; with those that OKX adds up
         (``exchange.okx.wire.ADDED_TRADES``) ids have holes that are none.
     :param numbered_books: false for recordings from before 2023, whose books have checksums but no numbers.
@@ -34,18 +38,17 @@ class OkxStreams:
 
     def __init__(
         self,
-        exchange_symbols: Mapping[str, str],
+        exchange: str,
+        symbols: Mapping[str, str],
+        url: str | None = None,
         *,
-        exchange: str = "okx",
-        public_url: str = PUBLIC_URL,
-        business_url: str = BUSINESS_URL,
         trades: str = SINGLE_TRADES,
         numbered_books: bool = True,
         clock: Clock | None = None,
     ) -> None:
-        self._exchange_symbols = exchange_symbols
+        self._symbols = symbols
         self._exchange = exchange
-        self._urls = {False: public_url, True: business_url}
+        self._url = url
         self._trades = trades
         self._clock = clock or SystemClock()
         self._rules = StreamRules(
@@ -78,18 +81,20 @@ class OkxStreams:
         """
         topics: dict[WireName, Topic] = {}
         for topic in listeners:
-            name = self._exchange_symbols.get(topic.symbol)
+            name = self._symbols.get(topic.symbol)
             if name is None:
-                raise unknown_symbol(self._exchange, topic.symbol, self._exchange_symbols)
+                raise unknown_symbol(self._exchange, topic.symbol, self._symbols)
             topics[wire_name(topic, name, trades=self._trades)] = topic
-        plans = [self._plan(url, topics, business) for business, url in self._urls.items()]
+        plans = [self._plan(PUBLIC_URL, topics, False), self._plan(BUSINESS_URL, topics, True)]
         needed = [plan for plan in plans if plan.requests]
-        return joined_sockets(self._exchange, needed, listeners, refused, self._clock)
+        return joined_sockets(
+            self._exchange, needed, listeners, refused, self._clock, own_time=self._url is not None
+        )
 
     def _plan(self, url: str, topics: Mapping[WireName, Topic], business: bool) -> SocketPlan:
         names = [name for name in topics if is_business(name) == business]
         return SocketPlan(
-            url=url,
+            url=url if self._url is None else at_address(url, self._url),
             requests=[request("subscribe", names[at : at + _REQUESTED]) for at in range(0, len(names), _REQUESTED)],
             awaited=frozenset(names),
             read=lambda raw, received_at: read(raw, topics, received_at),

@@ -74,7 +74,7 @@ def test_options_are_refused() -> None:
         market_kind("BTC/USDT:USDT-250328-100000-C")
 
 
-def test_trades_have_the_takers_side_and_ids_of_text() -> None:
+def test_trades_have_the_takers_side() -> None:
     rows = [TRADE, {**TRADE, "S": "Sell", "i": "x"}]
     raw = json.dumps({"topic": "publicTrade.BTCUSDT", "type": "snapshot", "ts": 1, "data": rows}).encode()
     assert wire.read(raw, TOPICS, 99) == [
