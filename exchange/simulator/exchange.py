@@ -35,6 +35,12 @@ class Exchange:
         """Exchange time."""
         return self._clock.now_ms()
 
+    def earlier(self, milliseconds: int) -> Exchange:
+        """The same exchange, seen so long ago."""
+        behind = Exchange(_Behind(self._clock, milliseconds), self._listed, self.allowance)
+        behind._markets = self._markets
+        return behind
+
     def market(self, exchange_symbol: str) -> Market | None:
         """The market called ``BTCUSDT``, or None if there is none (yet)."""
         listed = self._listed.get(exchange_symbol)
@@ -47,3 +53,14 @@ class Exchange:
     def markets(self) -> list[Market]:
         """Every listed market, by symbol."""
         return [market for name in sorted(self._listed) if (market := self.market(name)) is not None]
+
+
+@dataclass(frozen=True)
+class _Behind:
+    """A clock that is late."""
+
+    clock: Clock
+    milliseconds: int
+
+    def now_ms(self) -> int:
+        return self.clock.now_ms() - self.milliseconds

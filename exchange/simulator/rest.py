@@ -25,6 +25,7 @@ from exchange.simulator.info import exchange_info, no_contracts
 from exchange.simulator.limits import Verdict, WeightLimit, depth_weight, ticker_weight
 from exchange.simulator.market import Market
 from exchange.simulator.query import Query, Refused
+from exchange.simulator.rest_faults import STALE
 from exchange.simulator.ticker import average_price, best_prices, day_statistics, last_price
 
 _SYMBOLS = ("symbol", "symbols", "symbolStatus")
@@ -57,7 +58,9 @@ def _handler(endpoint: Endpoint, exchange: Exchange, limit: WeightLimit) -> Call
         if verdict.status != 200:
             return _over_limit(verdict, limit.limit)
         try:
-            return _json(endpoint.answer(exchange, query), 200, verdict)
+            stale = request.scope.get(STALE)
+            seen = exchange if stale is None else exchange.earlier(int(stale * 1000))
+            return _json(endpoint.answer(seen, query), 200, verdict)
         except Refused as refused:
             return _json(encode_error(refused.code, refused.message), refused.status, verdict)
 

@@ -14,14 +14,17 @@ from typing import Any
 
 import uvicorn
 from starlette.applications import Starlette
+from starlette.routing import BaseRoute
 
+from exchange.simulator.about import about_routes
 from exchange.simulator.clock import ExchangeClock
 from exchange.simulator.exchange import Exchange, ListedMarket
-from exchange.simulator.faults import FaultInjector, read_faults
+from exchange.simulator.faults import Faults, read_faults
 from exchange.simulator.limits import WEIGHT_LIMIT, Allowance, WeightLimit
 from exchange.simulator.market import Market
 from exchange.simulator.recorded import RecordedTape, recorded_range, wanted_symbols
 from exchange.simulator.rest import broken, not_found, rest_routes
+from exchange.simulator.rest_faults import FaultInjector
 from exchange.simulator.streams import stream_routes
 from exchange.simulator.synthetic import DEFAULT_SYMBOLS, LISTED_MS, SyntheticTape
 from market.clock import LATEST_MS, SystemClock, iso
@@ -138,17 +141,14 @@ async def serve_simulator(
 @contextlib.asynccontextmanager
 async def running_simulator(config: SimulatorConfig) -> AsyncIterator[str]:
     """The simulated exchange, serving while the block runs; gives its URL. Raises like :func:`serve_simulator`."""
-    exchange = open_exchange(config)
-    rules = read_faults(config.faults) if config.faults is not None else []
-    limit = WeightLimit(SystemClock(), exchange.allowance.weight, exchange.allowance.window_ms)
+    faults = Faults(read_faults(config.faults) if config.faults is not None else [])
     app: Any = Starlette(
-        routes=[*rest_routes(exchange, limit), *stream_routes(exchange)],
-        exception_handlers={404: not_found, ChandleryError: broken},
+        routes=_routes(config, faults), exception_handlers={404: not_found, ChandleryError: broken}
     )
     listener = _listener(config.host, config.port)
     server: _Server
-    if rules:
-        app = FaultInjector(app, rules, lambda scope: server.cut(scope))
+    if faults.rules:
+        app = FaultInjector(app, faults, lambda scope: server.cut(scope))
     server = _Server(_uvicorn_config(app))
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     try:
@@ -161,11 +161,28 @@ async def running_simulator(config: SimulatorConfig) -> AsyncIterator[str]:
         await serving
 
 
+def _routes(config: SimulatorConfig, faults: Faults) -> list[BaseRoute]:
+    exchange = open_exchange(config)
+
+    limit = WeightLimit(SystemClock(), exchange.allowance.weight, exchange.allowance.window_ms)
+
+    def clock() -> dict[str, Any]:
+        return {"now_ms": exchange.now_ms(), "speed": config.speed}
+
+    return [
+        *rest_routes(exchange, limit),
+        *stream_routes(exchange, faults),
+        *about_routes(faults, clock),
+    ]
+
+
 def _uvicorn_config(app: Any) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         http="httptools",
         ws="websockets-sansio",
+        # Binance does not compress its streams either.
+        ws_per_message_deflate=False,
         ws_ping_interval=180.0,
         ws_ping_timeout=600.0,
         lifespan="off",

@@ -1,7 +1,8 @@
 """WebSocket streams of Binance spot: ``/ws/<stream>``, ``/stream?streams=a/b``, and control messages.
 
 Each connection has a queue of :data:`QUEUE_SIZE` messages between what happens and what its client has taken. A
-client that lets it fill up is disconnected with code 1008, as Binance does, and the others do not notice.
+client that lets it fill up is disconnected with code 1008, as Binance does, and the others do not notice. Faults
+are injected before the queue: what happens during a silence is never in it.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from starlette.routing import WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from exchange.simulator.exchange import Exchange
+from exchange.simulator.faults import Faults
+from exchange.simulator.stream_faults import Closed, ConnectionFaults, Cut
 from exchange.simulator.subscription import Subscription, subscription
 
 #: Messages that wait for a client at most.
@@ -28,16 +31,19 @@ _MOST_STREAMS = 1024
 _METHODS = ("SUBSCRIBE", "UNSUBSCRIBE", "LIST_SUBSCRIPTIONS", "SET_PROPERTY", "GET_PROPERTY")
 
 
-def stream_routes(exchange: Exchange, queue_size: int = QUEUE_SIZE) -> list[WebSocketRoute]:
+def stream_routes(exchange: Exchange, faults: Faults, queue_size: int = QUEUE_SIZE) -> list[WebSocketRoute]:
     """The WebSocket endpoints."""
+
+    def session(websocket: WebSocket, *, combined: bool) -> StreamSession:
+        return StreamSession(exchange, faults, websocket, combined=combined, queue_size=queue_size)
 
     async def raw(websocket: WebSocket) -> None:
         names = [name for name in websocket.path_params.get("streams", "").split("/") if name]
-        await StreamSession(exchange, websocket, combined=False, queue_size=queue_size).run(names)
+        await session(websocket, combined=False).run(names)
 
     async def combined(websocket: WebSocket) -> None:
         names = [name for name in websocket.query_params.get("streams", "").split("/") if name]
-        await StreamSession(exchange, websocket, combined=True, queue_size=queue_size).run(names)
+        await session(websocket, combined=True).run(names)
 
     return [
         WebSocketRoute("/ws", raw),
@@ -62,8 +68,11 @@ class _TooSlow(Exception):
 class StreamSession:
     """One connection: its subscriptions and what waits to be sent."""
 
-    def __init__(self, exchange: Exchange, websocket: WebSocket, *, combined: bool, queue_size: int) -> None:
+    def __init__(
+        self, exchange: Exchange, faults: Faults, websocket: WebSocket, *, combined: bool, queue_size: int
+    ) -> None:
         self._exchange = exchange
+        self._faults = ConnectionFaults(faults) if faults.has_stream_rules else None
         self._websocket = websocket
         self._combined = combined
         self._subscriptions: dict[str, Subscription] = {}
@@ -83,8 +92,13 @@ class StreamSession:
                 group.create_task(self._listen())
                 group.create_task(self._watch())
                 group.create_task(self._send())
-        except* WebSocketDisconnect:
+        except* (WebSocketDisconnect, Cut):
+            # To return without having closed cuts the connection.
             pass
+        except* Closed as closed:
+            code = next(one.code for one in closed.exceptions if isinstance(one, Closed))
+            with contextlib.suppress(WebSocketDisconnect):
+                await self._websocket.close(code)
         except* _TooSlow:
             # Its buffers are full, so it may never take the closing frame either.
             with contextlib.suppress(TimeoutError, WebSocketDisconnect):
@@ -107,7 +121,7 @@ class StreamSession:
                 for count, message in enumerate(one.messages(now_ms), 1):
                     if count % _BURST == 0:
                         await asyncio.sleep(0)
-                    self._put({"stream": name, "data": message} if self._combined else message)
+                    self._put(name, {"stream": name, "data": message} if self._combined else message)
             await asyncio.sleep(_TICK)
 
     async def _send(self) -> None:
@@ -115,13 +129,20 @@ class StreamSession:
             data = await self._queue.get()
             await self._websocket.send_text(data.decode())
 
-    def _put(self, message: dict[str, Any]) -> None:
+    def _put(self, name: str, message: dict[str, Any]) -> None:
+        data = orjson.dumps(message)
+        self._queue_all([data] if self._faults is None else self._faults.passed(name, data))
+
+    def _reply(self, message: dict[str, Any]) -> None:
+        data = orjson.dumps(message)
+        self._queue_all([data] if self._faults is None else self._faults.reply(data))
+
+    def _queue_all(self, messages: list[bytes]) -> None:
         try:
-            self._queue.put_nowait(orjson.dumps(message))
+            for data in messages:
+                self._queue.put_nowait(data)
         except asyncio.QueueFull:
             raise _TooSlow from None
-
-    _reply = _put
 
     def _answer(self, data: str | bytes) -> dict[str, Any]:
         """The reply to a control message."""

@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 
 from exchange.binance.wire import parse_agg_trade_event, parse_kline_event, parse_trade_event
 from exchange.simulator.exchange import Exchange, ListedMarket
-from exchange.simulator.faults import FaultInjector, parse_faults, read_faults
+from exchange.simulator.faults import Faults, parse_faults, read_faults
 from exchange.simulator.limits import PATIENCE, WeightLimit, depth_weight, ticker_weight
 from exchange.simulator.market import Market
 from exchange.simulator.query import Query, Refused
+from exchange.simulator.rest_faults import FaultInjector
 from exchange.simulator.server import SimulatorConfig, open_exchange
 from exchange.simulator.subscription import subscription
 from exchange.simulator.synthetic import LISTED_MS, SyntheticTape
@@ -154,9 +155,12 @@ async def statuses(rules: list[dict[str, object]], paths: list[str]) -> list[int
         if message["type"] == "http.response.start":
             seen.append(message["status"])
 
-    injector = FaultInjector(app, parse_faults(rules), lambda scope: None)
+    async def receive() -> Any:
+        return {"type": "http.disconnect"}
+
+    injector = FaultInjector(app, Faults(parse_faults(rules)), lambda scope: None)
     for path in paths:
-        await injector({"type": "http", "path": path}, send, send)
+        await injector({"type": "http", "path": path}, receive, send)
     return seen
 
 
