@@ -81,6 +81,15 @@ class CandleStore(Protocol):
         """
         ...
 
+    async def write_all(self, batches: Sequence[CandleBatch]) -> list[Written]:
+        """Batches of many series in one transaction, each as by :meth:`write`; durable when it returns.
+
+        Batches of one series are written in their order.
+
+        :raises StoreBusy: as :meth:`write`; nothing of any batch was written.
+        """
+        ...
+
     async def read(
         self,
         series: Series,
@@ -135,12 +144,20 @@ class CandleStore(Protocol):
         """Every series with its metadata, by exchange, symbol and timeframe."""
         ...
 
-    async def save_instruments(self, instruments: Sequence[Instrument]) -> None:
-        """Keep what an exchange says of its markets; known ones are brought up to date."""
+    async def save_instruments(self, instruments: Sequence[Instrument], complete: bool = False) -> None:
+        """Keep what an exchange says of its markets, and since when it says so; known ones are brought up to date.
+
+        :param complete: these are all that their exchanges have. The others become inactive; nothing is deleted.
+            An empty list says nothing of any exchange.
+        """
         ...
 
-    async def instruments(self, exchange: str | None = None) -> list[Instrument]:
-        """Known instruments, by exchange and symbol."""
+    async def instruments(self, exchange: str | None = None, as_of_ms: int | None = None) -> list[Instrument]:
+        """Known instruments, by exchange and symbol.
+
+        :param as_of_ms: as the exchange had described them by then, epoch milliseconds of our clock; without those
+            that it had not described.
+        """
         ...
 
     async def quarantined(self, series: Series, limit: int = 100) -> list[Refusal]:

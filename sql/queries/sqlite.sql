@@ -241,3 +241,175 @@ LIMIT :limit;
 -- Bytes in use, bytes free inside the file.
 SELECT (SELECT page_count FROM pragma_page_count) * (SELECT page_size FROM pragma_page_size),
        (SELECT freelist_count FROM pragma_freelist_count) * (SELECT page_size FROM pragma_page_size);
+
+-- name: hide_instruments
+-- Instruments of an exchange that its complete list (:symbols, JSON) does not name are not traded any more.
+UPDATE instruments SET active = 0
+WHERE exchange = :exchange AND active AND symbol NOT IN (SELECT value FROM json_each(:symbols));
+
+-- name: correct_instrument_history
+-- What was said at :now, or is dated later because the clock was, and is otherwise already: put right in its place.
+UPDATE instrument_history SET
+    exchange_symbol = i.exchange_symbol, base = i.base, quote = i.quote, kind = i.kind, tick_size = i.tick_size,
+    lot_size = i.lot_size, min_notional = i.min_notional, active = i.active, listed_at = i.listed_at
+FROM instruments i
+WHERE i.instrument_id = instrument_history.instrument_id AND i.exchange = :exchange AND i.seen_at IS NOT NULL
+  AND valid_to IS NULL AND valid_from >= :now;
+
+-- name: close_instrument_history
+-- What is otherwise than it was said until :now.
+UPDATE instrument_history AS h SET valid_to = :now
+FROM instruments i
+WHERE i.instrument_id = h.instrument_id AND i.exchange = :exchange AND i.seen_at IS NOT NULL
+  AND h.valid_to IS NULL AND h.valid_from < :now
+  AND (h.exchange_symbol, h.base, h.quote, h.kind, CAST(h.tick_size AS REAL), CAST(h.lot_size AS REAL),
+       CAST(h.min_notional AS REAL), h.active, h.listed_at)
+      IS NOT (i.exchange_symbol, i.base, i.quote, i.kind, CAST(i.tick_size AS REAL), CAST(i.lot_size AS REAL),
+              CAST(i.min_notional AS REAL), i.active, i.listed_at);
+
+-- name: open_instrument_history
+-- What instruments of an exchange are like from :now on, where nothing says so yet.
+INSERT INTO instrument_history (instrument_id, valid_from, exchange_symbol, base, quote, kind, tick_size, lot_size,
+                                min_notional, active, listed_at)
+SELECT instrument_id, :now, exchange_symbol, base, quote, kind, tick_size, lot_size, min_notional, active, listed_at
+FROM instruments i
+WHERE i.exchange = :exchange AND i.seen_at IS NOT NULL
+  AND NOT EXISTS (SELECT 1 FROM instrument_history h WHERE h.instrument_id = i.instrument_id AND h.valid_to IS NULL);
+
+-- name: list_instruments_as_of
+-- Instruments as they were known to be at :as_of, by exchange and symbol; all exchanges where :exchange is null.
+SELECT i.exchange, i.symbol, h.exchange_symbol, h.base, h.quote, h.kind, h.tick_size, h.lot_size, h.min_notional,
+       h.active, h.listed_at
+FROM instrument_history h
+JOIN instruments i USING (instrument_id)
+WHERE (:exchange IS NULL OR i.exchange = :exchange)
+  AND h.valid_from <= :as_of AND (h.valid_to IS NULL OR h.valid_to > :as_of)
+ORDER BY i.exchange, i.symbol;
+
+-- name: find_instrument
+-- The key of an instrument.
+SELECT instrument_id FROM instruments WHERE exchange = :exchange AND symbol = :symbol;
+
+-- name: insert_trade
+-- A trade that was not there.
+INSERT INTO trade_history (instrument_id, event_time, trade_id, price, quantity, taker_side, received_at, trades)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?)
+ON CONFLICT DO NOTHING;
+
+-- name: insert_trade_id
+-- The id of a trade that is in no run.
+INSERT INTO trade_ids (instrument_id, trade_id, event_time) VALUES (?, ?, ?);
+
+-- name: has_trade_ids
+-- Whether an instrument has trades that are in no run.
+SELECT EXISTS (SELECT 1 FROM trade_ids WHERE instrument_id = :instrument_id);
+
+-- name: known_trade_ids
+-- Of :ids (JSON), those that are stored. Joined so that each id is looked up, and not each stored one.
+SELECT t.trade_id FROM json_each(:ids) j
+CROSS JOIN trade_ids t ON t.instrument_id = :instrument_id AND t.trade_id = j.value;
+
+-- name: read_trades
+-- Trades of [:start, :end) in the order of the exchange, at most :limit (-1 for all).
+SELECT trade_id, price, quantity, event_time, taker_side = 'buy', received_at, trades FROM trade_history
+WHERE instrument_id = :instrument_id AND event_time >= :start AND event_time < :end
+ORDER BY event_time, trade_id
+LIMIT :limit;
+
+-- name: read_trade
+-- One trade.
+SELECT trade_id, price, quantity, event_time, taker_side = 'buy', received_at, trades FROM trade_history
+WHERE instrument_id = :instrument_id AND event_time = :event_time AND trade_id = :trade_id;
+
+-- name: read_newest_trade
+-- The latest trade.
+SELECT trade_id, price, quantity, event_time, taker_side = 'buy', received_at, trades FROM trade_history
+WHERE instrument_id = :instrument_id
+ORDER BY event_time DESC, trade_id DESC
+LIMIT 1;
+
+-- name: read_trade_runs
+-- Runs of trade ids that overlap or touch [:first, :last], by id.
+SELECT first_id, last_id, first_time, last_time, state, evidence FROM trade_runs
+WHERE instrument_id = :instrument_id
+  AND first_id >= coalesce((SELECT max(first_id) FROM trade_runs
+                            WHERE instrument_id = :instrument_id AND first_id < :first), :first)
+  AND first_id <= :last AND last_id >= :first
+ORDER BY first_id;
+
+-- name: newest_trade_run
+-- The last run of ids whose trades are stored.
+SELECT last_id, last_time FROM trade_runs
+WHERE instrument_id = :instrument_id AND state = 'present'
+ORDER BY first_id DESC
+LIMIT 1;
+
+-- name: delete_trade_run
+-- One run of trade ids, about to be replaced.
+DELETE FROM trade_runs WHERE instrument_id = ? AND first_id = ?;
+
+-- name: insert_trade_run
+-- One run of trade ids.
+INSERT INTO trade_runs (instrument_id, first_id, last_id, first_time, last_time, state, evidence)
+VALUES (?, ?, ?, ?, ?, ?, ?);
+
+-- name: list_instrument_ids
+-- The keys of all instruments.
+SELECT instrument_id FROM instruments ORDER BY instrument_id;
+
+-- name: some_trades_end
+-- The event time of the :count-th trade before :before, from the oldest; none where there are fewer.
+SELECT event_time FROM trade_history
+WHERE instrument_id = :instrument_id AND event_time < :before
+ORDER BY event_time
+LIMIT 1 OFFSET :count - 1;
+
+-- name: delete_trades
+-- Trades of an instrument before an instant.
+DELETE FROM trade_history WHERE instrument_id = :instrument_id AND event_time < :before;
+
+-- name: some_trade_ids_end
+-- The event time of the :count-th id before :before, from the oldest; none where there are fewer.
+SELECT event_time FROM trade_ids WHERE event_time < :before ORDER BY event_time LIMIT 1 OFFSET :count - 1;
+
+-- name: delete_trade_ids
+-- Ids of trades before an instant.
+DELETE FROM trade_ids WHERE event_time < :before;
+
+-- name: keep_message
+-- A message that could not be used; the same one again, for the same reason, is counted.
+INSERT INTO message_quarantine (exchange, channel, symbol, reason, raw, digest, received_at, times)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?)
+ON CONFLICT (exchange, digest) DO UPDATE SET
+    times = times + excluded.times, received_at = max(received_at, excluded.received_at);
+
+-- name: delete_old_messages
+-- All but the newest :count messages of an exchange.
+DELETE FROM message_quarantine
+WHERE exchange = :exchange
+  AND (received_at, message_id) <= (SELECT received_at, message_id FROM message_quarantine
+                                    WHERE exchange = :exchange
+                                    ORDER BY received_at DESC, message_id DESC
+                                    LIMIT 1 OFFSET :count);
+
+-- name: read_messages
+-- The newest messages of an exchange that could not be used, newest first.
+SELECT exchange, channel, symbol, reason, raw, received_at, times FROM message_quarantine
+WHERE exchange = :exchange
+ORDER BY received_at DESC, message_id DESC
+LIMIT :limit;
+
+-- name: add_settle_check
+-- So many candles were read again at this age.
+INSERT INTO settle_checks (exchange, timeframe, age_ms, checked, drifted, last_drift_open_time, updated_at)
+VALUES (?, ?, ?, ?, ?, ?, ?)
+ON CONFLICT (exchange, timeframe, age_ms) DO UPDATE SET
+    checked = checked + excluded.checked, drifted = drifted + excluded.drifted, updated_at = excluded.updated_at,
+    last_drift_open_time = nullif(max(coalesce(last_drift_open_time, -1),
+                                      coalesce(excluded.last_drift_open_time, -1)), -1);
+
+-- name: list_settle_checks
+-- What came of reading candles again, by exchange, timeframe and age; all exchanges where :exchange is null.
+SELECT exchange, timeframe, age_ms, checked, drifted, last_drift_open_time, updated_at FROM settle_checks
+WHERE :exchange IS NULL OR exchange = :exchange
+ORDER BY exchange, timeframe, age_ms;

@@ -14,7 +14,7 @@ from market.candle import Refusal, no_candles, open_times_ms
 from market.clock import Clock
 from market.coverage import Covered
 from market.fingerprint import Digest
-from market.instrument import Instrument, Series
+from market.instrument import Series
 from market.interval import Interval
 from market.timeframe import DEFAULT_ORIGIN_MS, Timeframe
 from store.answer import SeriesInfo
@@ -26,14 +26,17 @@ from store.series_key import SeriesKey
 from store.sqlite import schema
 from store.sqlite.coverage import read_coverage
 from store.sqlite.database import Database, check_home, transaction
+from store.sqlite.instruments import SqliteInstruments
 from store.sqlite.merge import write_batch
-from store.sqlite.rows import QUERIES, add_series, fetched, find_series, named, to_instrument
+from store.sqlite.notes import SqliteNotes
+from store.sqlite.rows import QUERIES, add_series, fetched, find_series, named
+from store.sqlite.trades import SqliteTrades
 
 DATABASE_NAME = "market_data.sqlite3"
 
 
-class SqliteStore:
-    """Candles, ledger, corrections and quarantine in one file. Open with :meth:`opened`."""
+class SqliteStore(SqliteTrades, SqliteNotes, SqliteInstruments):
+    """Candles, trades, ledgers, corrections and quarantine in one file. Open with :meth:`opened`."""
 
     def __init__(self, database: Database, clock: Clock) -> None:
         self._database = database
@@ -87,11 +90,20 @@ class SqliteStore:
 
         :raises StoreBusy: another process held the write lock for too long; nothing was written.
         """
+        return (await self.write_all([batch]))[0]
 
-        def work(connection: sqlite3.Connection) -> Written:
+    async def write_all(self, batches: Sequence[CandleBatch]) -> list[Written]:
+        """All batches in one transaction, each as by :meth:`write`; durable when it returns.
+
+        :raises StoreBusy: another process held the write lock for too long; nothing was written.
+        """
+
+        def work(connection: sqlite3.Connection) -> list[Written]:
             with transaction(connection):
-                key = add_series(connection, batch.series)
-                return write_batch(connection, key, batch, self._clock.now_ms())
+                return [
+                    write_batch(connection, add_series(connection, one.series), one, self._clock.now_ms())
+                    for one in batches
+                ]
 
         return await self._database.write(work)
 
@@ -200,28 +212,6 @@ class SqliteStore:
 
         return await self._database.read(work)
 
-    async def save_instruments(self, instruments: Sequence[Instrument]) -> None:
-        """Keep what an exchange says of its markets; known ones are brought up to date."""
-
-        def work(connection: sqlite3.Connection) -> None:
-            with transaction(connection):
-                connection.executemany(
-                    QUERIES["save_instrument"], [_instrument_row(one, self._clock.now_ms()) for one in instruments]
-                )
-
-        await self._database.write(work)
-
-    async def instruments(self, exchange: str | None = None) -> list[Instrument]:
-        """Known instruments, by exchange and symbol."""
-
-        def work(connection: sqlite3.Connection) -> list[Instrument]:
-            return [
-                to_instrument(row)
-                for row in connection.execute(QUERIES["list_instruments"], {"exchange": exchange})
-            ]
-
-        return await self._database.read(work)
-
     async def quarantined(self, series: Series, limit: int = 100) -> list[Refusal]:
         """The newest refused rows of a series."""
 
@@ -316,23 +306,3 @@ def _counts(connection: sqlite3.Connection, key: SeriesKey, timeframe: Timeframe
         length = timeframe.milliseconds
         return (0, 0) if start is None else ((end - start - there) // length, empty // length)
     return counts(read_coverage(connection, key, 0, 2**62), timeframe, now_ms)
-
-
-def _instrument_row(instrument: Instrument, now_ms: int) -> dict[str, object]:
-    def text(value: object) -> str | None:
-        return None if value is None else str(value)
-
-    return {
-        "exchange": instrument.exchange,
-        "symbol": instrument.symbol,
-        "exchange_symbol": instrument.exchange_symbol,
-        "base": instrument.base,
-        "quote": instrument.quote,
-        "kind": instrument.kind,
-        "tick_size": text(instrument.tick_size),
-        "lot_size": text(instrument.lot_size),
-        "min_notional": text(instrument.min_notional),
-        "active": int(instrument.active),
-        "listed_at": instrument.listed_ms,
-        "seen_at": now_ms,
-    }
