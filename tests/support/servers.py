@@ -1,4 +1,4 @@
-"""The servers that a test run shares: one PostgreSQL, started when a test first needs it, gone with the run."""
+"""The servers that a test run shares, each started when a test first needs it, gone with the run."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from collections.abc import Awaitable, Callable, Iterable
 import pytest
 
 from tests.support.postgres_server import PrivatePostgres
+from tests.support.rabbitmq_server import PrivateRabbitMq
+from tests.support.redis_server import PrivateRedis
 from tests.support.server_process import NOT_RUN
 
 
@@ -41,6 +43,34 @@ def timescaledb() -> PrivatePostgres:
 def database_from(template: str, make: Callable[[str], Awaitable[object] | object]) -> str:
     """A new database of the shared server, copied from what `make` made at the URL it was given; its name."""
     return postgres().database_from(template, make)
+
+
+@functools.cache
+def _shared_redis() -> PrivateRedis:
+    server = PrivateRedis()
+    atexit.register(server.close)
+    return server
+
+
+def redis() -> PrivateRedis:
+    """The running Redis of this test run, where names must be a test's own; skips, loudly, where there is none."""
+    server = _shared_redis()
+    server.start()
+    return server
+
+
+@functools.cache
+def _shared_rabbitmq() -> PrivateRabbitMq:
+    server = PrivateRabbitMq()
+    atexit.register(server.close)
+    return server
+
+
+def rabbitmq() -> PrivateRabbitMq:
+    """The same of RabbitMQ. It takes seconds to start, so a test may kill this one, and starts it afterwards."""
+    server = _shared_rabbitmq()
+    server.start()
+    return server
 
 
 def not_run(reasons: Iterable[str]) -> list[str]:
