@@ -206,20 +206,20 @@ def test_a_paused_socket_hands_on_nothing_and_then_everything(loop: str, secure:
 
         def hear(message: bytes) -> None:
             heard.append(int(message))
-            if len(heard) % 5000 == 0:
+            if len(heard) % 1500 == 0:
                 socket.pause()
 
         # A silent peer would be declared dead in no time.
         rules = SocketRules(ping_after=0.02, pong_within=0.02)
         async with serving(numbers, **options) as url, opened_socket(url, hear, rules=rules, tls=trust) as socket:
             ended = asyncio.create_task(socket.ended())
-            for stop_at in (5000, 10_000, 15_000):
+            for stop_at in (1500, 3000, 4500):
                 await until(partial(reached, heard, stop_at), "messages")
                 await pongs_missed(rules)
                 assert len(heard) == stop_at
                 assert not ended.done()
                 socket.resume()
-            await until(partial(reached, heard, 15_001), "messages")
+            await until(partial(reached, heard, 4501), "messages")
             assert heard == list(range(len(heard)))
             ended.cancel()
 

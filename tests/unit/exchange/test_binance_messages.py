@@ -6,11 +6,11 @@ import gzip
 import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
-from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -95,16 +95,11 @@ class Ears:
         return [one for _, one in self.heard]
 
 
-@cache
-def recorded_messages(path: Path) -> list[tuple[int, bytes, str, dict[str, Any]]]:
+def recorded_messages(path: Path) -> Iterator[tuple[int, bytes, str, dict[str, Any]]]:
     """Of each message: when it was received, its bytes, its stream, its data."""
-    return list(_recorded_messages(path))
-
-
-def _recorded_messages(path: Path) -> Iterator[tuple[int, bytes, str, dict[str, Any]]]:
     with gzip.open(path, "rb") as lines:
         for line in lines:
-            entry = json.loads(line)
+            entry = orjson.loads(line)
             if entry["src"] == "ws":
                 # The message byte for byte.
                 raw = line.rstrip()[line.index(b'"msg":') + 6 : -1]
@@ -141,7 +136,7 @@ def expected(stream: str, data: dict[str, Any], received_at: int) -> Any:
     ],
 )
 def test_a_recorded_session_is_read_whole(recorded: Path, name: str, counts: dict[str, int]) -> None:
-    messages = recorded_messages(recorded / "ws" / f"{name}.jsonl.gz")
+    messages = list(recorded_messages(recorded / "ws" / f"{name}.jsonl.gz"))
     received = iter([one[0] for one in messages])
     names = sorted({stream for _, _, stream, _ in messages})
     ears = Ears(*names, futures=name == FUTURES, now_ms=lambda: next(received))
