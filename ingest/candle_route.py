@@ -7,7 +7,7 @@ when the stream is silent, so that the loop polls the forming candle too.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import structlog
@@ -36,7 +36,8 @@ class CandleRoute:
     """The candle stream of one series.
 
     :param sink: gets each closed candle.
-    :param told: gets each message, forming or closed, after the others; must return at once.
+    :param told: each gets each message, forming or closed, after the others; they return at once and never raise.
+    :param connected: called when a connection is open, for somebody to look for what was missed.
     :param says_closed: false where the exchange does not say in its messages that a candle has closed.
     """
 
@@ -47,7 +48,8 @@ class CandleRoute:
         sink: CandleSink,
         clock: Clock,
         *,
-        told: Callable[[CandleUpdate], None] | None = None,
+        told: Sequence[Callable[[CandleUpdate], None]] = (),
+        connected: Callable[[], None] | None = None,
         says_closed: bool = True,
         silence: SilenceRules | None = None,
     ) -> None:
@@ -56,7 +58,8 @@ class CandleRoute:
         self._live = live
         self._sink = sink
         self._clock = clock
-        self._told = told
+        self._told = tuple(told)
+        self._connected = connected
         self._says_closed = says_closed
         now = clock.now_ms()
         self._silence = Silence(silence or SilenceRules(), now)
@@ -90,11 +93,12 @@ class CandleRoute:
                 self._repeated += 1
         else:
             self._closed(update)
-        if self._told is not None:
-            self._told(update)
+        for told in self._told:
+            told(update)
 
     def connected(self) -> None:
-        pass
+        if self._connected is not None:
+            self._connected()
 
     def disconnected(self, reason: str) -> None:
         self._on(Path.REST, reason)

@@ -53,7 +53,7 @@ class CandleStore(Protocol):
         """The ledger, sorted and disjoint, clipped to `interval`."""
         ...
 
-    async def save_instruments(self, instruments: Sequence[Instrument]) -> None:
+    async def save_instruments(self, instruments: Sequence[Instrument], complete: bool = False) -> None:
         """Keep the exchange's description of its markets."""
         ...
 

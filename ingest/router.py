@@ -112,7 +112,8 @@ class Router:
         self._routes: dict[Topic, Route] = {}
         self._keepers: list[_Keeper] = []
         self._works: set[asyncio.Task[None]] = set()
-        self._failed: asyncio.Future[None] | None = None
+        self._failure: BaseException | None = None
+        self._failed = asyncio.Event()
         self._crowded = False
         self._opened: deque[float] = deque(maxlen=client.rules.connects)
 
@@ -150,13 +151,14 @@ class Router:
 
         :raises ChandleryError: what a route could not survive (the store is unusable).
         """
-        self._failed = asyncio.get_running_loop().create_future()
         self._keepers = [_Keeper(group, self._clock.now_ms()) for group in self._groups()]
         try:
             for keeper in self._keepers:
                 self.spawn(self._keep(keeper))
             self.spawn(self._watch())
-            await self._failed
+            await self._failed.wait()
+            assert self._failure is not None
+            raise self._failure
         finally:
             works = list(self._works)
             for task in works:
@@ -167,8 +169,8 @@ class Router:
         self._works.discard(task)
         if task.cancelled() or (error := task.exception()) is None:
             return
-        if self._failed is not None and not self._failed.done():
-            self._failed.set_exception(error)
+        self._failure = self._failure or error
+        self._failed.set()
 
     def _groups(self) -> list[dict[Topic, Route]]:
         """The routes, spread over as few connections as may be; all topics of a symbol on one."""
