@@ -71,8 +71,8 @@ class Spill:
         """
         return await self._run(partial(self._append, held))
 
-    async def oldest(self) -> Oldest:
-        """The oldest batches, where there are any. What cannot be read as one is set aside.
+    async def oldest(self) -> Oldest | None:
+        """The oldest batches; None where the journal is empty. What cannot be read as a batch is set aside.
 
         :raises StoreUnusable: the disk fails.
         """
@@ -104,8 +104,10 @@ class Spill:
             self._journal.append(payloads)
         return kept, aside
 
-    def _oldest(self) -> Oldest:
+    def _oldest(self) -> Oldest | None:
         entries = self._journal.read()
+        if not entries:
+            return None
         held = []
         for entry in entries:
             try:

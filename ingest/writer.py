@@ -101,6 +101,8 @@ class Writer:
         #: outcome and then goes there directly, or a busy market would never leave the journal.
         self._open = asyncio.Event()
         self._open.set()
+        #: Set when the store has taken some of the journal, or has not.
+        self._moved = asyncio.Event()
         self._away = False
         self._closing = False
         self._failure: BaseException | None = None
@@ -268,19 +270,28 @@ class Writer:
 
     async def _land(self, held: list[Held]) -> None:
         """Make these durable."""
-        if not held:
-            return
-        await self._open.wait()
-        if not self._behind:
+        while held:
+            await self._open.wait()
+            if not self._behind:
+                try:
+                    await self._commit(held, len(held), fresh=True)
+                except Retryable as error:
+                    self._away, self._error = True, str(error)
+                    log.warning("store_away", error=self._error)
+                except Terminal as error:
+                    self._fail(error)
+                if not held:
+                    return
             try:
-                await self._commit(held, len(held), fresh=True)
-            except Retryable as error:
-                self._away, self._error = True, str(error)
-                log.warning("store_away", error=self._error)
-            except Terminal as error:
-                self._fail(error)
-        if held:
-            await self._to_journal(held)
+                await self._to_journal(held)
+            except StoreUnusable as error:
+                if self._away or self._failure is not None:
+                    raise
+                # The store takes what is in the journal: with that gone there is room again, or the store itself.
+                log.warning("journal_takes_no_more", error=str(error))
+                if self._behind:
+                    self._moved.clear()
+                    await self._moved.wait()
 
     # The store.
 
@@ -325,22 +336,31 @@ class Writer:
     # The journal.
 
     async def _to_journal(self, held: list[Held]) -> None:
-        """Write these to the journal."""
+        """Write these to the journal and take them out of `held`."""
+        count = len(held)
         # Before the first await: from here on nothing goes to the store directly.
-        self._behind += len(held)
-        kept, aside = await self._spill.append(held)
-        self._behind -= len(aside)
+        self._behind += count
+        kept: list[Held] = []
+        try:
+            kept, aside = await self._spill.append(held)
+        finally:
+            self._behind -= count - len(kept)
         if kept:
             self._left.set()
             self._landed(kept, Landed.JOURNAL, fresh=True)
         self._landed(aside, Landed.SET_ASIDE, fresh=True)
+        held.clear()
 
     async def _replay(self) -> None:
         """Bring the journal to the store, whenever there is something in it."""
         pause = self._rules.first_pause
         while True:
             await self._left.wait()
-            place, count, held = await self._spill.oldest()
+            oldest = await self._spill.oldest()
+            if oldest is None:
+                self._left.clear()
+                continue
+            place, count, held = oldest
             if count >= self._behind:
                 self._open.clear()
             try:
@@ -350,12 +370,16 @@ class Writer:
             except Retryable as error:
                 self._away, self._error = True, str(error)
                 log.warning("store_still_away", error=self._error, journal_records=self._spill.records)
+            except Terminal as error:
+                self._fail(error)
+                raise
             else:
                 pause = self._rules.first_pause
                 self._back()
                 continue
             finally:
                 self._open.set()
+                self._moved.set()
             await self._sleep(pause)
             pause = min(pause * 2, self._rules.longest_pause)
 
@@ -365,5 +389,4 @@ class Writer:
             log.warning("store_back", journal_records=self._spill.records)
         self._away = False
         if not self._behind:
-            self._left.clear()
             log.info("journal_empty")
