@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-BENCHMARKS = ("store", "postgres", "backtest")
+BENCHMARKS = ("store", "postgres", "backtest", "streams")
 RESULTS = Path(__file__).parent / "results"
 
 

@@ -3,87 +3,100 @@
 Both judge by what came before on the same connection, and both yield: what is refused once is believed when the
 next message agrees with it. So one garbled message does no harm, and a market that really jumped, or a clock of
 ours that is really wrong, costs one message, which the refill over REST brings back.
+
+Nearly every message is like the one before. Whoever reads thousands a second compares with `PriceBand.low` and
+`high`, or `EventTimes.lowest` and `highest`, and calls `check` only for a value outside; that changes nothing but
+the time it takes.
 """
 
 from __future__ import annotations
 
 from market.errors import BadInput
 
-#: A price may be so many times the last one, or so many times smaller.
+#: A price may be so many times the price it is judged by, or so many times smaller.
 MOST_TIMES = 10.0
-#: An event may be so much further ahead of our clock than the one before, milliseconds.
+#: A price within so many times of the price that is judged by does not replace it.
+_NEAR_TIMES = 2.0
+#: An event may be so much further ahead of our clock than those before, milliseconds.
 LEAP_MS = 60_000
 #: The same where the exchange may live in a time of its own: a simulated one, or a recorded session.
 OWN_TIME_LEAP_MS = 86_400_000
 
 
 class PriceBand:
-    """Judges the prices of one stream: each must lie within ten times either way of the one before."""
+    """Judges the prices of one stream: each must lie within ten times either way of a recent one.
 
-    __slots__ = ("_doubted", "_high", "_low")
+    The recent one is the last that was more than twice as high or low as the one judged by until then.
+    """
+
+    __slots__ = ("_doubted", "_judge", "high", "low")
 
     def __init__(self) -> None:
         # The first price has nothing to be judged by.
-        self._low = 0.0
-        self._high = float("inf")
+        self._judge: float | None = None
         self._doubted: float | None = None
+        #: Prices strictly between are plausible and teach nothing; quote per base.
+        self.low = 0.0
+        self.high = 0.0
 
     def check(self, field: str, price: float) -> None:
-        """Remember `price`.
+        """Judge `price`, and learn from it.
 
         :param price: quote per base, above zero.
         :raises BadInput: naming `field`, if it is not to be believed yet.
         """
-        if not self._low < price < self._high:
-            self._doubt(field, price)
-        self._low = price / MOST_TIMES
-        self._high = price * MOST_TIMES
+        judge, doubted = self._judge, self._doubted
+        if judge is not None and not judge / MOST_TIMES < price < judge * MOST_TIMES:
+            self._doubted = price
+            if doubted is None or not doubted / MOST_TIMES < price < doubted * MOST_TIMES:
+                # A plausible price in between must be seen, to forget the doubt.
+                self.low = self.high = 0.0
+                band = f"from {judge / MOST_TIMES:g} to {judge * MOST_TIMES:g}"
+                about = f"{MOST_TIMES:g} times either way of the prices before, until the next message agrees"
+                raise BadInput(field, price, f"a price {band}, {about}")
+            judge = None
         self._doubted = None
-
-    def _doubt(self, field: str, price: float) -> None:
-        doubted, self._doubted = self._doubted, price
-        if doubted is None or not doubted / MOST_TIMES < price < doubted * MOST_TIMES:
-            raise BadInput(
-                field,
-                price,
-                f"a price from {self._low:g} to {self._high:g}, {MOST_TIMES:g} times either way of the last one,"
-                " until the next message agrees",
-            )
+        if judge is None or not judge / _NEAR_TIMES < price < judge * _NEAR_TIMES:
+            judge = price
+        self._judge = judge
+        self.low, self.high = judge / _NEAR_TIMES, judge * _NEAR_TIMES
 
 
 class EventTimes:
-    """Judges the event times of one connection: none may suddenly be further ahead of our clock than the last.
+    """Judges the event times of one connection: none may suddenly be further ahead of our clock than those before.
 
-    How far the exchange is ahead of us is learnt from each message, so neither a clock of ours that is some minutes
+    How far the exchange is ahead of us is learnt from the messages, so neither a clock of ours that is some minutes
     slow nor an exchange that runs faster than time (a replay) is mistaken for the future. Times in the past are
     always fine: they are what a replay has, and a late message harms nobody.
     """
 
-    __slots__ = ("_doubted", "_leap", "_limit")
+    __slots__ = ("_doubted", "_leap", "_learnt", "highest", "lowest")
 
     def __init__(self, leap_ms: int = LEAP_MS) -> None:
         self._leap = leap_ms
-        #: Milliseconds that an event may be ahead of our clock.
-        self._limit = leap_ms
+        #: How far the exchange is ahead of our clock, milliseconds; 0 where it is not.
+        self._learnt = 0
         self._doubted: int | None = None
+        #: Event time minus our clock, milliseconds: from one to the other inclusive it is plausible and teaches
+        #: nothing.
+        self.lowest: float = float("-inf")
+        self.highest: float = 0
 
     def check(self, field: str, event_time: int, received_at: int) -> None:
-        """Remember how far `event_time` is ahead of `received_at`, both in epoch milliseconds.
+        """Judge how far `event_time` is ahead of `received_at`, both in epoch milliseconds, and learn from it.
 
         :raises BadInput: naming `field`, if it is not to be believed yet.
         """
-        ahead = event_time - received_at
-        if ahead > self._limit:
-            self._doubt(field, event_time, received_at)
-        self._limit = self._leap + ahead if ahead > 0 else self._leap
+        ahead, doubted = event_time - received_at, self._doubted
+        if ahead > self._learnt + self._leap:
+            self._doubted = ahead
+            if doubted is None or abs(ahead - doubted) > self._leap:
+                # A plausible time in between must be seen, to forget the doubt.
+                self.highest = float("-inf")
+                limit = received_at + self._learnt + self._leap
+                raise BadInput(field, event_time, f"a time of at most {limit}, by our clock, until the next agrees")
         self._doubted = None
-
-    def _doubt(self, field: str, event_time: int, received_at: int) -> None:
-        ahead = event_time - received_at
-        doubted, self._doubted = self._doubted, ahead
-        if doubted is None or abs(ahead - doubted) > self._leap:
-            raise BadInput(
-                field,
-                event_time,
-                f"a time of at most {received_at + self._limit} by our clock, until the next agrees",
-            )
+        if ahead > self._learnt or ahead < self._learnt - self._leap:
+            self._learnt = max(0, ahead)
+        self.highest = self._learnt
+        self.lowest = self._learnt - self._leap if self._learnt else float("-inf")

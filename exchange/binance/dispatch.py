@@ -202,12 +202,13 @@ def _reader(kind: str, exchange_symbol: str, topic: Topic, times: EventTimes, *,
 
 
 def _trades(parse: Callable[[bytes, str, int], Trade], symbol: str, band: PriceBand, times: EventTimes) -> Read:
-    check_price, check_time = band.check, times.check
-
     def read(data: bytes, received_at: int) -> Trade:
         trade = parse(data, symbol, received_at)
-        check_time("T", trade.event_time, received_at)
-        check_price("p", trade.price)
+        price, event_time = trade.price, trade.event_time
+        if not times.lowest <= event_time - received_at <= times.highest:
+            times.check("T", event_time, received_at)
+        if not band.low < price < band.high:
+            band.check("p", price)
         return trade
 
     return read
@@ -226,11 +227,11 @@ def _candles(symbol: str, timeframe: Timeframe, band: PriceBand, times: EventTim
 def _best_prices(symbol: str, band: PriceBand, times: EventTimes) -> Read:
     def read(data: bytes, received_at: int) -> Ticker:
         ticker = read_book_ticker(data, symbol, received_at)
-        bid, ask = ticker.bid, ticker.ask
-        if ticker.event_time is not None:
-            times.check("E", ticker.event_time, received_at)
+        event_time, bid, ask = ticker.event_time, ticker.bid, ticker.ask
+        if event_time is not None and not times.lowest <= event_time - received_at <= times.highest:
+            times.check("E", event_time, received_at)
         # In a market with next to no offers either side may be anywhere, and come and go.
-        if bid is not None and ask is not None and ask < bid * MOST_TIMES:
+        if bid is not None and ask is not None and ask < bid * MOST_TIMES and not band.low < bid < band.high:
             band.check("b", bid)
         return ticker
 

@@ -107,6 +107,9 @@ class _DepthUpdate(_Struct):
     pu: Annotated[int, msgspec.Meta(ge=-1)] | None = None
 
 
+_NOTHING_OF_THE_DAY = (None,) * 7
+#: A named tuple without its own constructor, which takes as long as all the rest.
+_new = tuple.__new__
 # Decimals come as text, which `strict=False` turns into the nearest float.
 _decode_trade = msgspec.json.Decoder(_Trade, strict=False).decode
 _decode_agg_trade = msgspec.json.Decoder(_AggTrade, strict=False).decode
@@ -129,7 +132,7 @@ def read_trade(data: bytes, exchange_symbol: str, received_at: int) -> Trade:
     one = _decode_trade(data)
     if one.s != exchange_symbol:
         raise _other_symbol(one.s, exchange_symbol)
-    return Trade(one.t, one.p, one.q, one.T, not one.m, received_at)
+    return _new(Trade, (one.t, one.p, one.q, one.T, not one.m, received_at, 1))
 
 
 def read_agg_trade(data: bytes, exchange_symbol: str, received_at: int) -> Trade:
@@ -145,7 +148,7 @@ def read_agg_trade(data: bytes, exchange_symbol: str, received_at: int) -> Trade
         raise _other_symbol(one.s, exchange_symbol)
     if one.l < one.f:
         raise BadInput("l", one.l, f"an id from that of the first trade, {one.f}, on")
-    return Trade(one.a, one.p, one.q, one.T, not one.m, received_at, one.l - one.f + 1)
+    return _new(Trade, (one.a, one.p, one.q, one.T, not one.m, received_at, one.l - one.f + 1))
 
 
 def read_candle(data: bytes, exchange_symbol: str, received_at: int, timeframe: Timeframe) -> CandleUpdate:
@@ -197,7 +200,7 @@ def read_book_ticker(data: bytes, exchange_symbol: str, received_at: int) -> Tic
     if one.s != exchange_symbol:
         raise _other_symbol(one.s, exchange_symbol)
     if one.b and one.a:
-        return Ticker(received_at, one.E, one.b, one.B, one.a, one.A)
+        return _new(Ticker, (received_at, one.E, one.b, one.B, one.a, one.A, *_NOTHING_OF_THE_DAY))
     bid = (one.b, one.B) if one.b else (None, None)
     ask = (one.a, one.A) if one.a else (None, None)
     return Ticker(received_at, one.E, *bid, *ask)

@@ -358,7 +358,7 @@ def test_an_absurd_price_is_refused_once_and_believed_when_the_next_agrees() -> 
         ears.take("btcusdt@trade", {**TRADE, "t": number, "p": price})
     # 60 is doubted, 700 too (it is not like 60), then 5.3 is like the last believed one.
     assert [one.price for one in ears.messages()] == [100, 101, 102, 5.1, 5.2, 5.3]
-    assert ears.refused[0].reason.startswith("p: 100000.0 is not accepted; expected a price from 10.1 to 1010")
+    assert ears.refused[0].reason.startswith("p: 100000.0 is not accepted; expected a price from 10 to 1000")
 
 
 def test_each_stream_has_prices_of_its_own() -> None:
@@ -382,8 +382,8 @@ def test_a_book_ticker_is_doubted_where_both_sides_jump() -> None:
     assert [one.bid for one in ears.messages()] == [100, 0.01, 100, 100, 99]
 
 
-@given(st.floats(1e-9, 1e11), st.lists(st.floats(0.11, 9.0), max_size=20))
-def test_prices_that_move_in_steps_below_ten_times_are_all_believed(start: float, steps: list[float]) -> None:
+@given(st.floats(1e-9, 1e11), st.lists(st.floats(0.21, 4.9), max_size=20))
+def test_prices_that_move_in_steps_below_five_times_are_all_believed(start: float, steps: list[float]) -> None:
     band, price = PriceBand(), start
     for step in [1.0, *steps]:
         price *= step
