@@ -23,6 +23,7 @@ COMMANDS = {
     "export": ("chandlery.commands.files:export_file", "Write the candles of a series to a file."),
     "backfill": ("chandlery.commands.backfill:backfill_series", "Fetch what is unknown of some series."),
     "ingest": ("chandlery.commands.ingest:ingest", "Keep series current until Ctrl-C."),
+    "status": ("chandlery.commands.status:status", "Show how live ingest fares."),
     "serve": ("chandlery.commands.serve:serve", "Answer HTTP requests over what a home holds."),
     "archive": ("chandlery.commands.archive:archive_series", "Write what changed into the Parquet archive."),
     "series": ("chandlery.commands.series:list_series", "List the stored series."),

@@ -18,7 +18,9 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from market.channel import Channel
 from market.errors import BadInput
+from store.bus.address import BusUrl
 from store.postgres.address import DatabaseUrl, masked
 from store.postgres.maintenance_rules import MaintenanceRules
 from store.postgres.mode import Mode
@@ -79,6 +81,37 @@ class Settings(BaseSettings):
     settle_ms: int = Field(
         2000, ge=0, le=600_000, description="Milliseconds after a candle's end before it counts as closed."
     )
+    channels: Annotated[tuple[Channel, ...], NoDecode] = Field(
+        (Channel.CANDLES,),
+        description="What live streams bring, comma-separated: `candles`, `trades`, `tickers`, `order_books`.",
+    )
+    record_trades: bool = Field(False, description="Keep every live trade in the database (90 days).")
+    streams: bool = Field(True, description="Use live streams; without them REST alone keeps candles current.")
+    silence: float = Field(
+        10.0,
+        gt=0,
+        le=3600,
+        description="Seconds without data after which a stream counts as silent and REST is asked instead.",
+    )
+    bus_url: str | None = Field(
+        None,
+        repr=False,
+        description="Where live messages are published: `redis://host:6379/0` or "
+        "`amqp://user:password@host:5672/`; by default inside the process.",
+    )
+    limits_path: Path | None = Field(
+        None,
+        description="Folder of the request budgets that all processes of this machine share; by default limits in "
+        "the home. Give the same one to all homes whose processes use the same address.",
+    )
+    journal_bytes: int = Field(
+        4 << 30,
+        ge=1 << 20,
+        description="Bytes that the journal may take on disk while the database is away.",
+    )
+    metrics_port: int | None = Field(
+        None, ge=0, le=65_535, description="Port on 127.0.0.1 for Prometheus metrics of `ingest`; by default none."
+    )
     concurrency: int = Field(4, ge=1, le=64, description="Series that a backfill fetches at once.")
     log_level: str = Field("warning", description="`debug`, `info`, `warning` or `error`; logs go to stderr.")
 
@@ -115,6 +148,21 @@ class Settings(BaseSettings):
             raise BadInput(_named("pool_min"), self.pool_min, f"at most pool_max ({self.pool_max})")
         return self
 
+    @field_validator("channels", mode="before")
+    @classmethod
+    def _channels(cls, value: object) -> object:
+        parts = value.split(",") if isinstance(value, str) else value
+        if not isinstance(parts, list | tuple) or not parts:
+            raise ValueError("some of " + ", ".join(Channel) + ", comma-separated")
+        named = _named("channels")
+        return tuple(dict.fromkeys(Channel.parse(str(one), named) for one in parts))
+
+    @field_validator("bus_url")
+    @classmethod
+    def _bus(cls, value: str | None) -> str | None:
+        BusUrl.parse(value, _named("bus_url"))
+        return value
+
     @field_validator("archive_url")
     @classmethod
     def _archive(cls, value: str | None) -> str | None:
@@ -147,6 +195,11 @@ class Settings(BaseSettings):
         if self.database_url is None or is_sqlite(self.database_url):
             return None
         return DatabaseUrl.parse(self.database_url)
+
+    @property
+    def limits_folder(self) -> Path:
+        """Where the request budgets are."""
+        return self.home / "limits" if self.limits_path is None else self.limits_path
 
     @property
     def maintenance_rules(self) -> MaintenanceRules:

@@ -8,6 +8,7 @@ import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 from types import ModuleType
+from typing import Protocol
 
 from chandlery.output import remark
 from chandlery.settings import Settings, is_sqlite, sqlite_path
@@ -21,14 +22,20 @@ from store.hybrid.store import HybridStore
 from store.live import LiveCandles
 from store.market_data import MarketData
 from store.postgres.address import DatabaseUrl
+from store.settling import SettleStore
 from store.sqlite import schema as sqlite_schema
 from store.sqlite.store import SqliteStore
+from store.trade_store import TradeStore
 
 CLOCK = SystemClock()
 
 
+class Store(CandleStore, TradeStore, SettleStore, Protocol):
+    """Everything that a database keeps."""
+
+
 @contextlib.asynccontextmanager
-async def opened_store(settings: Settings, *, read_only: bool = False) -> AsyncIterator[CandleStore]:
+async def opened_store(settings: Settings, *, read_only: bool = False) -> AsyncIterator[Store]:
     """The candle store of a home, for as long as the context lasts: a file, a server, or two stores as one.
 
     :param read_only: never writes and never makes a database; for commands that only look.
@@ -59,10 +66,10 @@ def _place(setting: str, url: str | None, settings: Settings, read_only: bool) -
     replicas = settings.replica_urls if setting == "database_url" else ()
     others = [DatabaseUrl.parse(one, "replica_urls") for one in replicas]
 
-    def opened() -> contextlib.AbstractAsyncContextManager[CandleStore]:
+    def opened() -> contextlib.AbstractAsyncContextManager[Store]:
         postgres = postgres_module(address)
         rules = postgres.pool_rules(settings.pool_min, settings.pool_max, settings.database_timeout)
-        store: contextlib.AbstractAsyncContextManager[CandleStore] = postgres.PostgresStore.opened(
+        store: contextlib.AbstractAsyncContextManager[Store] = postgres.PostgresStore.opened(
             address, CLOCK, read_only, rules=rules, replicas=others, mode=settings.database_mode, tell=remark
         )
         return store

@@ -14,6 +14,7 @@ from ingest.route import SilenceRules
 from ingest.router import RouterRules
 from ingest.settle_check import SettleRules
 from ingest.trade_route import TradeRules
+from ingest.writer import WritableStore
 from market.book_message import BookSnapshot
 from market.channel import Channel
 from market.instrument import Series
@@ -40,7 +41,7 @@ class LiveHistory(History, Protocol):
         ...
 
 
-class FeedStore(CandleStore, TradeStore, SettleStore, Protocol):
+class FeedStore(CandleStore, WritableStore, TradeStore, SettleStore, Protocol):
     """Everything a live feed keeps."""
 
     async def read(self, series: Series, start_ms: int, end_ms: int) -> Any:

@@ -2,55 +2,78 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
 
-from chandlery.exchanges import opened_exchange
+from chandlery.live_feed import FeedPlan, opened_feed
 from chandlery.options import Exchange, ExchangeUrl, Home, Symbols, Timeframe, load, run, symbols_of
 from chandlery.output import remark
 from chandlery.settings import Settings
+from chandlery.status_file import STATUS_NAME
 from chandlery.wiring import CLOCK, holding, opened_store
-from ingest.live import LiveLoop, LiveRules, LiveStatus
+from ingest.live import LiveStatus
 from market import timeframe as timeframes
 from market.clock import iso
-from store.live import LiveCandles
+from store.live_market import LiveMarket
+
+Channels = Annotated[
+    str | None, typer.Option("--channels", help="Comma-separated: candles,trades,tickers,order_books.")
+]
 
 
 def ingest(
     exchange: Exchange,
     symbols: Symbols,
     timeframe: Timeframe = "1m",
+    channels: Channels = None,
+    record_trades: Annotated[
+        bool | None, typer.Option("--record-trades/--no-record-trades", help="Keep every live trade.")
+    ] = None,
+    streams: Annotated[
+        bool | None, typer.Option("--streams/--rest-only", help="Use live streams, or REST alone.")
+    ] = None,
+    bus: Annotated[
+        str | None, typer.Option("--bus", help="Where messages are published: redis://…, amqp://…")
+    ] = None,
+    metrics_port: Annotated[
+        int | None, typer.Option("--metrics-port", help="Prometheus metrics on 127.0.0.1.")
+    ] = None,
     exchange_url: ExchangeUrl = None,
     home: Home = None,
 ) -> None:
-    """Keep series current until Ctrl-C: each closed candle is stored shortly after it closed.
+    """Keep series current until Ctrl-C: each closed candle is stored as soon as the exchange says so.
 
-    Gaps of the last day are filled; older ones are a backfill's work.
+    Streams come first; REST fills what they miss. Gaps of the last day are filled; older ones are a backfill's
+    work. `chandlery status` shows where the data comes from.
     """
-    settings = load(home)
-    length = timeframes.Timeframe.parse(timeframe)
+    settings = load(
+        home,
+        channels=channels,
+        record_trades=record_trades,
+        streams=streams,
+        bus_url=bus,
+        metrics_port=metrics_port,
+    )
+    plan = FeedPlan(
+        exchange=exchange,
+        url=exchange_url,
+        symbols=symbols_of(symbols),
+        timeframe=timeframes.Timeframe.parse(timeframe),
+    )
     try:
-        run(_keep_current(settings, exchange, exchange_url, symbols_of(symbols), length))
+        run(_keep_current(settings, plan))
     except KeyboardInterrupt:
         raise typer.Exit(0) from None
 
 
-async def _keep_current(
-    settings: Settings, exchange: str, url: str | None, symbols: list[str], timeframe: timeframes.Timeframe
-) -> None:
+async def _keep_current(settings: Settings, plan: FeedPlan) -> None:
     with holding(settings, "ingest"):
-        async with opened_store(settings) as store, opened_exchange(exchange, url) as history:
-            rules = LiveRules(settle_ms=settings.settle_ms, concurrency=settings.concurrency)
-            loop = LiveLoop(
-                history,
-                store,
-                LiveCandles(CLOCK),
-                CLOCK,
-                symbols,
-                timeframe,
-                rules=rules,
-                on_status=Teller(),
-            )
-            await loop.run()
+        async with (
+            opened_store(settings) as store,
+            opened_feed(plan, settings, store, LiveMarket(CLOCK), Teller()) as feed,
+        ):
+            await feed.run(settings.home / STATUS_NAME)
 
 
 class Teller:

@@ -16,14 +16,16 @@ from chandlery.commands.demo import show
 from chandlery.commands.ingest import Teller
 from chandlery.commands.serve import Host, Port, announce
 from chandlery.exchanges import opened_exchange
+from chandlery.live_feed import FeedPlan, OpenedFeed, opened_feed
 from chandlery.options import ExchangeUrl, Home, Since, Timeframe, instant, load, run, symbols_of
 from chandlery.output import remark
 from chandlery.progress import backfill_bar
 from chandlery.settings import SIMULATED, Settings
+from chandlery.status_file import STATUS_NAME
 from chandlery.wiring import CLOCK, archive, holding, opened_store
+from exchange.budget import Purpose
 from exchange.simulator.server import SimulatorConfig, running_simulator
 from ingest.backfill import BackfillRules, backfill
-from ingest.live import LiveLoop, LiveRules
 from ingest.patience import History
 from ingest.report import SeriesReport
 from market import timeframe as timeframes
@@ -35,7 +37,7 @@ from serve.app import create_app
 from serve.server import serve_app
 from store.archive.archive import ArchiveReport
 from store.candle_store import CandleStore
-from store.live import LiveCandles
+from store.live_market import LiveMarket
 from store.market_data import MarketData
 
 _DEFAULT_DAYS = 7
@@ -125,8 +127,8 @@ async def _run(plan: Plan, demo: bool) -> bool:
     with holding(settings, "up"):
         async with contextlib.AsyncExitStack() as stack:
             store = await stack.enter_async_context(opened_store(settings))
-            live = LiveCandles(CLOCK)
-            market_data = MarketData(store, live, CLOCK, archive(settings))
+            memory = LiveMarket(CLOCK)
+            market_data = MarketData(store, memory.candles, CLOCK, archive(settings))
             ready: asyncio.Future[str] = asyncio.get_running_loop().create_future()
             app = create_app(lambda: _shared(market_data), archive(settings))
             # The service comes first: a port in use is known before anything is fetched, and what is stored
@@ -139,14 +141,24 @@ async def _run(plan: Plan, demo: bool) -> bool:
             if plan.simulator is not None:
                 url = await stack.enter_async_context(running_simulator(plan.simulator))
                 remark(f"simulated exchange on {url}")
-            history = await stack.enter_async_context(opened_exchange(plan.exchange, url))
+            history = await stack.enter_async_context(
+                opened_exchange(plan.exchange, url, settings.limits_folder, Purpose.BACKFILL)
+            )
+            feed = FeedPlan(
+                exchange=plan.exchange,
+                url=url,
+                symbols=plan.symbols,
+                timeframe=plan.timeframe,
+                since_ms=plan.since or 0,
+            )
+            live = await stack.enter_async_context(opened_feed(feed, settings, store, memory, Teller()))
             keeping = asyncio.create_task(_keep(plan, demo, history, store, live, ready.result()))
             stack.push_async_callback(_end, keeping)
             await _first(keeping, serving)
             return keeping.result()
 
 
-async def _keep(plan: Plan, demo: bool, history: History, store: CandleStore, live: LiveCandles, url: str) -> bool:
+async def _keep(plan: Plan, demo: bool, history: History, store: CandleStore, live: OpenedFeed, url: str) -> bool:
     """Fill, keep current and archive, until cancelled or shown; true if nothing is missing."""
     settings = plan.settings
     reports: list[SeriesReport] = []
@@ -160,11 +172,9 @@ async def _keep(plan: Plan, demo: bool, history: History, store: CandleStore, li
     print_reports(reports)
     complete = bool(reports) and all(one.complete for one in reports)
     # An explicit start is a bound: the loop fills the gaps of the last day, but nothing that was not asked for.
-    rules = LiveRules(settle_ms=settings.settle_ms, concurrency=settings.concurrency, since_ms=plan.since or 0)
-    loop = LiveLoop(history, store, live, CLOCK, plan.symbols, plan.timeframe, rules=rules, on_status=Teller())
-    works: list[asyncio.Task[Any]] = [asyncio.create_task(loop.run())]
+    works: list[asyncio.Task[Any]] = [asyncio.create_task(live.run(settings.home / STATUS_NAME))]
     if demo:
-        works.append(asyncio.create_task(show(settings, store, loop, url, reports)))
+        works.append(asyncio.create_task(show(settings, store, live.feed.loop, url, reports)))
     else:
         works.append(asyncio.create_task(_archive_hourly(settings, store)))
         if not complete:
