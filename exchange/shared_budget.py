@@ -131,20 +131,21 @@ class SharedBudget:
             if seen.held_ms > left_ms:
                 raise self._held(seen.held_ms / 1000, banned=seen.banned)
             if left_ms <= 0:
-                raise self._used_up(weight, purpose)
+                raise self._used_up(weight, purpose, seen.wait_ms / 1000)
             await self._sleep(min(max(seen.wait_ms / 1000, _SHORTEST_LOOK), _LONGEST_LOOK))
 
     def _held(self, left: float, *, banned: bool) -> RateLimited:
         why = "this address is banned" if banned else "it asked to slow down"
         return RateLimited(f"{self.name}: {why}; {left:.1f} s are left to wait", left, banned=banned)
 
-    def _used_up(self, weight: float, purpose: Purpose) -> RateLimited:
+    def _used_up(self, weight: float, purpose: Purpose, left: float | None = None) -> RateLimited:
+        """:param left: seconds to the next look that is worth it, where that is known."""
         status = self.status()
         if status.held_until is not None:
-            left = (status.held_until - self._clock.now_ms()) / 1000
-            return self._held(max(left, 0.0), banned=status.banned_until is not None)
-        full = status.used + weight > status.allowed[purpose]
-        left = status.window_ms / 1000 if full else 1.0
+            held = (status.held_until - self._clock.now_ms()) / 1000
+            return self._held(max(held, 0.0), banned=status.banned_until is not None)
+        if left is None:
+            left = status.window_ms / 1000 if status.used + weight > status.allowed[purpose] else 1.0
         return RateLimited(
             f"{self.name}: other requests left no room for {self._longest_wait:g} s "
             f"({status.used:g} of {status.allowed[purpose]:g} is used)",
