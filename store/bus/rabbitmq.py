@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import AsyncIterator, Awaitable, Iterable, Iterator, Sequence
 
 import structlog
@@ -57,6 +58,9 @@ class RabbitBus:
     @contextlib.asynccontextmanager
     async def opened(cls, address: BusUrl, rules: BusRules) -> AsyncIterator[RabbitBus]:
         """The bus at `address`, whether the server answers or not."""
+        # The driver tells every attempt to connect; we tell when the server goes and when it is back.
+        for driver in ("aio_pika", "aiormq"):
+            logging.getLogger(driver).setLevel(logging.CRITICAL)
         bus = cls(address, rules)
         sending = asyncio.create_task(bus._outbox.run())
         try:
@@ -107,8 +111,10 @@ class RabbitBus:
         subscription = _Subscription(self._address, self._rules, reading)
         self._subscriptions += 1
         kept = asyncio.create_task(subscription.keep())
+        # An error that nobody expected must reach the reader, who would wait for ever.
+        kept.add_done_callback(reading.ends)
         try:
-            await subscription.begun()
+            await subscription.begun(kept)
             yield subscription
         finally:
             self._subscriptions -= 1
@@ -184,12 +190,14 @@ class _Subscription:
     async def __anext__(self) -> Message:
         return await self._reading.next()
 
-    async def begun(self) -> None:
+    async def begun(self, kept: asyncio.Task[None]) -> None:
         """Wait until the subscription is in place.
 
+        :param kept: the task of :meth:`keep`.
         :raises StoreUnavailable: the first attempt failed.
         """
-        await asyncio.shield(self._begun)
+        await asyncio.wait((self._begun, kept), return_when=asyncio.FIRST_COMPLETED)
+        await (self._begun if self._begun.done() else kept)
 
     async def keep(self) -> None:
         """Read until cancelled."""

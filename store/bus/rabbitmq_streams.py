@@ -48,8 +48,15 @@ class _Stream:
     """Where a subscriber is in the stream of one topic."""
 
     def __init__(self, backlog: int, *, new: bool) -> None:
-        #: Offset to read from; None until something was read.
-        self.next: int | None = None
+        #: Offset of what was read last, and how to recognise it; None until something was.
+        self.at: int | None = None
+        self._mark: object = None
+        #: Set by whatever comes from the stream, after each beginning to read it.
+        self.heard = asyncio.Event()
+        #: Something else is where we were: this is another stream of the same name.
+        self.replaced = False
+        #: Each beginning to read it has a number, so that what an earlier one still brings is not taken for new.
+        self.reading = 0
         #: The backlog as far as it came, until our marker comes; None afterwards, and for a new topic, all of whose
         #: messages came after us.
         self.past: deque[Message] | None = None if new else deque(maxlen=backlog)
@@ -60,10 +67,33 @@ class _Stream:
 
     @property
     def start(self) -> int | str:
-        """What to ask the server for. Its last chunk shows the newest message, after which none may be missing."""
-        if self.next is not None:
-            return self.next
+        """What to ask the server for.
+
+        What was read last is asked for again: that it comes proves that the stream is still the one we read. The
+        last chunk, where nothing of the past is wanted, has the newest message, after which none may be missing.
+        """
+        if self.at is not None:
+            return self.at
         return "last" if self.past is not None and self.past.maxlen == 0 else "first"
+
+    def begin(self) -> int:
+        """Note that it is read from :attr:`start`; the number of this beginning."""
+        self.heard.clear()
+        self.reading += 1
+        return self.reading
+
+    def reset(self) -> None:
+        """Read it from its beginning next time."""
+        self.at, self.replaced = None, False
+
+    def hear(self, offset: int, mark: object) -> bool:
+        """Whether what comes next is to be taken; `mark` tells it from everything else in the stream."""
+        if not self.heard.is_set():
+            self.replaced = offset == self.at and mark != self._mark
+            self.heard.set()
+        if not self.replaced:
+            self.at, self._mark = offset, mark
+        return not self.replaced
 
     def before(self, message: Message) -> None:
         """Note a message from before our marker."""
@@ -74,6 +104,8 @@ class _Stream:
 
     def place(self, arrivals: Arrivals) -> list[Message]:
         """The marker came; what was before it and is wanted."""
+        if self.placed.is_set():
+            return []
         past, self.past = self.past or (), None
         if not past and self._newest is not None:
             arrivals.begin_after(self._newest)
@@ -125,6 +157,7 @@ class Reading:
         self._ready: deque[tuple[Message, _Session | None, int]] = deque()
         self._filled = asyncio.Event()
         self._session: _Session | None = None
+        self._error: BaseException | None = None
 
     @property
     def missed(self) -> int:
@@ -133,6 +166,8 @@ class Reading:
     async def next(self) -> Message:
         """The next message; may be cancelled."""
         while not self._ready:
+            if self._error is not None:
+                raise self._error
             self._filled.clear()
             await self._filled.wait()
         message, session, tag = self._ready.popleft()
@@ -140,6 +175,12 @@ class Reading:
             session.taken.append(tag)
             session.stirred.set()
         return message
+
+    def ends(self, kept: asyncio.Task[None]) -> None:
+        """Nothing comes any more; an error of the task that kept us reading is the reader's."""
+        if not kept.cancelled():
+            self._error = kept.exception()
+            self._filled.set()
 
     async def begin(self, channel: AbstractChannel) -> None:
         """Read on over a new channel; the first time, find the topics and where they are now."""
@@ -150,13 +191,14 @@ class Reading:
         raw.on_consumer_cancel_callbacks.add(lambda frame: session.breaks(f"{frame.consumer_tag} is not sent on"))
         await channel.set_qos(prefetch_count=PREFETCH)
         news = self._streams[NEWS]
-        await self._consume(session, NEWS, NEWS_BYTES)
+        await self._consume(session, NEWS)
         if not news.placed.is_set():
             await self._place([NEWS], session)
         known = [topic for topic in self._streams if topic != NEWS]
         for topic in known:
-            await self._consume(session, topic, self._rules.ring_bytes)
+            await self._consume(session, topic)
         await self._place([topic for topic in known if self._streams[topic].past is not None], session)
+        await self._recognise(session)
 
     async def _place(self, topics: list[str], session: _Session) -> None:
         """Put our marker into these streams and wait until it comes back."""
@@ -165,6 +207,24 @@ class Reading:
             await session.channel.default_exchange.publish(marker, topic)
         for topic in topics:
             await self._streams[topic].placed.wait()
+
+    async def _recognise(self, session: _Session) -> None:
+        """Find the streams that are no longer those we read, and read them from their beginning.
+
+        A server that lost its data, or a stream that was deleted, counts from 0 again: where we were is something
+        else now, or nothing yet, which is silence. What we know already is recognised by its numbers.
+        """
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._rules.answer_seconds):
+                for stream in self._streams.values():
+                    if stream.at is not None:
+                        await stream.heard.wait()
+        for topic in [topic for topic, stream in self._streams.items() if stream.at is not None]:
+            stream = self._streams[topic]
+            if stream.replaced or not stream.heard.is_set():
+                stream.reset()
+                await session.raw.basic_cancel(topic)
+                await self._consume(session, topic)
 
     async def keep(self) -> None:
         """Tell the server what was taken, and begin with new topics, until the channel breaks.
@@ -177,21 +237,23 @@ class Reading:
             while session.taken:
                 await session.raw.basic_ack(session.taken.popleft())
             while session.new:
-                await self._consume(session, session.new.popleft(), self._rules.ring_bytes)
+                await self._consume(session, session.new.popleft())
 
-    async def _consume(self, session: _Session, topic: str, size: int) -> None:
-        await declare_stream(session.channel, topic, size)
+    async def _consume(self, session: _Session, topic: str) -> None:
+        await declare_stream(session.channel, topic, NEWS_BYTES if topic == NEWS else self._rules.ring_bytes)
         stream = self._streams[topic]
+        start, reading = stream.start, stream.begin()
         take = self._hear if topic == NEWS else self._take
 
         async def received(delivered: DeliveredMessage) -> None:
             tag = delivered.delivery_tag
             headers: dict[str, Any] = delivered.header.properties.headers or {}
-            if session is not self._session or tag is None:
+            if session is not self._session or tag is None or reading != stream.reading:
                 return
-            stream.next = headers["x-stream-offset"] + 1
-            waits = False
-            if _MARKER not in headers:
+            offset, waits = headers.pop("x-stream-offset"), False
+            if not stream.hear(offset, (headers, delivered.body)):
+                pass
+            elif _MARKER not in headers:
                 waits = take(topic, delivered.body, headers, session, tag)
             elif headers[_MARKER] == self._marker:
                 self._fill((message, None, 0) for message in stream.place(self._arrivals))
@@ -200,9 +262,7 @@ class Reading:
                 with contextlib.suppress(*CONNECTION_EXCEPTIONS):
                     await session.raw.basic_ack(tag, wait=False)
 
-        await session.raw.basic_consume(
-            topic, received, arguments={"x-stream-offset": stream.start}, consumer_tag=topic
-        )
+        await session.raw.basic_consume(topic, received, arguments={"x-stream-offset": start}, consumer_tag=topic)
 
     def _take(self, topic: str, body: bytes, headers: dict[str, Any], session: _Session, tag: int) -> bool:
         """Take a message of a topic; whether it waits for the subscriber."""

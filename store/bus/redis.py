@@ -40,7 +40,7 @@ INDEX = "chandlery:topics"
 NEWS = "chandlery:new_topics"
 #: Entries kept of the news; who was away for longer looks into the index anyway.
 _NEWS_LENGTH = 10_000
-#: Seconds a read waits in the server; shorter than the time in which it must answer.
+#: Seconds a read waits in the server at most; shorter than the time in which it must answer.
 _BLOCK_SECONDS = 1.0
 #: Entries asked for at once, of all topics together.
 _READ_ENTRIES = 500
@@ -49,6 +49,8 @@ _TOPICS_TOGETHER = 100
 _BEGINNING = b"0-0"
 #: The driver says otherwise about the types of its answers in each release; :func:`_message` checks what comes.
 _Reader = Any
+#: The id of an entry, ``milliseconds-number``, and its fields.
+_Entry = tuple[bytes, Mapping[bytes, bytes]]
 
 
 class RedisBus:
@@ -247,13 +249,10 @@ class _Subscription:
             topics = sorted(topic for topic in await self._topics() if self._wants(topic))
             for start in range(0, len(topics), _TOPICS_TOGETHER):
                 some = topics[start : start + _TOPICS_TOGETHER]
-                pipeline = self._redis.pipeline(transaction=False)
-                for topic in some:
-                    pipeline.xrevrange(topic, count=1)
-                for topic, entries in zip(some, await pipeline.execute(), strict=True):
+                for topic, entries in zip(some, await self._newest(some), strict=True):
                     self._begin_at(topic, entries)
 
-    def _begin_at(self, topic: bytes, newest: Sequence[tuple[bytes, Mapping[bytes, bytes]]]) -> None:
+    def _begin_at(self, topic: bytes, newest: Sequence[_Entry]) -> None:
         self._read_to[topic] = newest[0][0] if newest else _BEGINNING
         message = _message(topic, newest[0][1]) if newest else None
         if self._backlog and newest:
@@ -264,7 +263,7 @@ class _Subscription:
     async def _read(self) -> None:
         with _translated(self._shown):
             if not self.connected:
-                await self._look_for_topics()
+                await self._look_around()
             if self._past:
                 await self._read_past()
             else:
@@ -283,7 +282,8 @@ class _Subscription:
 
     async def _read_live(self) -> None:
         most = max(1, _READ_ENTRIES // len(self._read_to))
-        answer = await self._redis.xread(dict(self._read_to), count=most, block=int(_BLOCK_SECONDS * 1000))
+        block = min(_BLOCK_SECONDS, self._rules.answer_seconds / 2)
+        answer = await self._redis.xread(dict(self._read_to), count=most, block=int(block * 1000))
         for key, entries in answer.items() if isinstance(answer, dict) else answer:
             for entry, fields in entries:
                 if key == NEWS.encode():
@@ -292,9 +292,25 @@ class _Subscription:
                     self._take(key, fields)
                 self._read_to[key] = entry
 
-    async def _look_for_topics(self) -> None:
+    async def _look_around(self) -> None:
+        """After the server was away: find what is new, and what it forgot."""
         for topic in await self._topics():
             self._begin_new(topic)
+        keys = sorted(self._read_to)
+        for start in range(0, len(keys), _TOPICS_TOGETHER):
+            some = keys[start : start + _TOPICS_TOGETHER]
+            for key, entries in zip(some, await self._newest(some), strict=True):
+                # A server that lost its memory and whose clock is behind counts from below our position again.
+                if not entries or _order(entries[0][0]) < _order(self._read_to[key]):
+                    self._read_to[key] = _BEGINNING
+
+    async def _newest(self, keys: Sequence[bytes]) -> list[Sequence[_Entry]]:
+        """The newest entry of each of these streams, if it has any."""
+        pipeline = self._redis.pipeline(transaction=False)
+        for key in keys:
+            pipeline.xrevrange(key, count=1)
+        answers: list[Sequence[_Entry]] = await pipeline.execute()
+        return answers
 
     def _begin_new(self, topic: bytes) -> None:
         # A topic that was not there when we came: everything on it came after us.
@@ -312,6 +328,11 @@ class _Subscription:
 
     def _wants(self, topic: bytes) -> bool:
         return self._patterns.match(topic.decode(errors="replace"))
+
+
+def _order(entry: bytes) -> tuple[int, ...]:
+    """By which ids of entries are in order."""
+    return tuple(int(part) for part in entry.split(b"-"))
 
 
 def _message(topic: bytes, fields: Mapping[bytes, bytes]) -> Message | None:

@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import random
+import signal
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import aio_pika
 import pytest
+import redis.asyncio
 from structlog.testing import capture_logs
 
 from market.channel import Channel
@@ -25,6 +29,7 @@ from store.bus.opening import opened_bus
 from tests.support import servers
 from tests.support.notes import eventually
 from tests.support.redis_server import PrivateRedis
+from tests.support.server_process import ServerProcess
 
 #: Seconds for whatever must arrive.
 DEADLINE = 30.0
@@ -39,6 +44,7 @@ class Place:
     url: str | None
     kill: Callable[[], None] | None = None
     start: Callable[[], object] | None = None
+    process: Callable[[], int] | None = None
 
     @contextlib.asynccontextmanager
     async def opened(self, rules: BusRules | None = None) -> AsyncIterator[tuple[Bus, Bus]]:
@@ -63,12 +69,16 @@ async def place(request: pytest.FixtureRequest) -> Place:
 def server(request: pytest.FixtureRequest) -> Iterator[Place]:
     """A server that may be killed."""
     if request.param == "redis":
-        with PrivateRedis() as redis:
-            yield Place(redis.url, redis.kill, redis.start)
+        with PrivateRedis() as private:
+            yield Place(private.url, private.kill, private.start, lambda: process(private))
     else:
         rabbit = servers.rabbitmq()
-        yield Place(rabbit.url, rabbit.kill, rabbit.start)
+        yield Place(rabbit.url, rabbit.kill, rabbit.start, lambda: process(rabbit))
         rabbit.start()
+
+
+def process(server: ServerProcess) -> int:
+    return int((server.folder / server.PID_FILE).read_text())
 
 
 @pytest.fixture
@@ -385,26 +395,82 @@ async def test_a_killed_server_is_waited_for(server: Place, name: str) -> None:
     assert "guest:" not in str(logs)
 
 
+async def test_a_server_that_hangs_blocks_nobody(server: Place, name: str) -> None:
+    assert server.process is not None
+    process = server.process()
+    topic = f"{name}.one"
+
+    async def connected() -> bool:
+        return bus.status.connected and subscription.connected
+
+    async def disconnected() -> bool:
+        return not bus.status.connected
+
+    rules = BusRules(first_wait=0.02, longest_wait=0.1, answer_seconds=0.5)
+    async with server.opened(rules) as (bus, other), other.subscribe(topic) as subscription:
+        bus.publish(topic, b"0")
+        assert payloads(await take(subscription, 1)) == [b"0"]
+        waiting = asyncio.create_task(take(subscription, 100))
+        os.kill(process, signal.SIGSTOP)
+        try:
+            publish_all(bus, topic, numbered(50, 1))
+            await eventually(disconnected, "the publisher sees that nobody answers")
+            publish_all(bus, topic, numbered(50, 51))
+        finally:
+            os.kill(process, signal.SIGCONT)
+        await bus.flush(DEADLINE)
+        # Some were sent twice, as nobody said that they had come. They arrive once.
+        assert payloads(await waiting) == numbered(100, 1)
+        await eventually(connected, "all is as before")
+        assert (bus.status.dropped, subscription.missed) == (0, 0)
+
+
+async def test_a_ring_that_somebody_deleted_begins_anew(place: Place, name: str) -> None:
+    if place.url is None:
+        pytest.skip("nobody can reach into memory")
+    topic = f"{name}.one"
+    rules = BusRules(first_wait=0.02, longest_wait=0.1, answer_seconds=0.5)
+    async with place.opened(rules) as (bus, other), other.subscribe(topic) as subscription:
+        for start in (0, 100):
+            publish_all(bus, topic, numbered(100, start))
+            assert payloads(await take(subscription, 100)) == numbered(100, start)
+            await delete(place.url, topic)
+        publish_all(bus, topic, numbered(10, 200))
+        await bus.flush(DEADLINE)
+        assert payloads(await take(subscription, 10)) == numbered(10, 200)
+        assert subscription.missed == 0
+
+
+async def delete(url: str, topic: str) -> None:
+    """Delete what the server keeps of a topic."""
+    if url.startswith("redis"):
+        async with redis.asyncio.from_url(url) as client:
+            await client.delete(topic)
+    else:
+        async with await aio_pika.connect(url) as connection, connection.channel() as channel:
+            await channel.queue_delete(topic)
+
+
 async def test_a_server_that_is_away_at_first_is_no_obstacle(name: str) -> None:
-    redis = await asyncio.to_thread(PrivateRedis().__enter__)
+    server = await asyncio.to_thread(PrivateRedis().__enter__)
     try:
-        await asyncio.to_thread(redis.kill)
-        async with opened_bus(redis.url, QUICK) as bus:
+        await asyncio.to_thread(server.kill)
+        async with opened_bus(server.url, QUICK) as bus:
             assert not bus.status.connected
             bus.publish(f"{name}.one", b"early")
-            await asyncio.to_thread(redis.start)
+            await asyncio.to_thread(server.start)
             await bus.flush(DEADLINE)
             async with bus.subscribe(f"{name}.one", backlog=1) as subscription:
                 assert payloads(await take(subscription, 1)) == [b"early"]
     finally:
-        await asyncio.to_thread(redis.close)
+        await asyncio.to_thread(server.close)
 
 
 async def test_passwords_are_in_no_message() -> None:
-    redis, rabbit = await asyncio.to_thread(lambda: (servers.redis(), servers.rabbitmq()))
+    quick, rabbit = await asyncio.to_thread(lambda: (servers.redis(), servers.rabbitmq()))
     for url in (
-        f"redis://:s3cret@127.0.0.1:{redis.port}/0",
-        f"redis://someone:s3cret@127.0.0.1:{redis.port}/0",
+        f"redis://:s3cret@127.0.0.1:{quick.port}/0",
+        f"redis://someone:s3cret@127.0.0.1:{quick.port}/0",
         f"amqp://guest:s3cret@127.0.0.1:{rabbit.port}/",
     ):
         with capture_logs() as logs:
@@ -430,25 +496,24 @@ async def test_connections_are_bounded(place: Place, name: str) -> None:
 
 
 async def test_redis_forgets_silent_topics_and_bounds_the_others_by_bytes(name: str) -> None:
-    from redis.asyncio import Redis
-
     server = await asyncio.to_thread(servers.redis)
     rules = BusRules(ring_bytes=100_000)
-    async with opened_bus(server.url, rules) as bus, Redis(host="127.0.0.1", port=server.port) as redis:
+    async with (
+        opened_bus(server.url, rules) as bus,
+        redis.asyncio.Redis(host="127.0.0.1", port=server.port) as client,
+    ):
         for _ in range(20):
             publish_all(bus, f"{name}.one", [bytes(2000)] * 50)
             await bus.flush()
-        seen: Any = await redis.xlen(f"{name}.one")
+        seen: Any = await client.xlen(f"{name}.one")
         assert 40 <= seen <= 60
-        assert 86_000 < await redis.ttl(f"{name}.one") <= 86_400
+        assert 86_000 < await client.ttl(f"{name}.one") <= 86_400
 
 
 async def test_one_topic_that_redis_refuses_does_not_stop_the_others(name: str) -> None:
-    from redis.asyncio import Redis
-
     server = await asyncio.to_thread(servers.redis)
-    async with opened_bus(server.url) as bus, Redis(host="127.0.0.1", port=server.port) as redis:
-        await redis.set(f"{name}.bad", "text")
+    async with opened_bus(server.url) as bus, redis.asyncio.Redis(host="127.0.0.1", port=server.port) as client:
+        await client.set(f"{name}.bad", "text")
         async with bus.subscribe(f"{name}.good") as subscription:
             bus.publish(f"{name}.bad", b"lost")
             bus.publish(f"{name}.good", b"here")

@@ -53,13 +53,8 @@ MESSAGES = {
     ),
     Channel.TICKERS: st.builds(
         Ticker,
-        received_at=times,
-        event_time=st.none() | times,
-        bid=perhaps,
-        ask=perhaps,
-        last=perhaps,
-        volume=perhaps,
-        trades=st.none() | times,
+        **dict.fromkeys(Ticker._fields, perhaps)
+        | {"received_at": times, "event_time": st.none() | times, "trades": st.none() | times},
     ),
     Channel.ORDER_BOOKS: st.builds(
         BookSnapshot,
