@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from market.candle import Float64s, candles, floats, no_candles, open_times_ms
-from market.errors import BadInput, ExchangeUnavailable
+from market.errors import ExchangeUnavailable
 from market.instrument import Instrument
 from market.timeframe import Timeframe
 
@@ -176,37 +176,8 @@ def close_times_ms(table: pa.Table, timeframe: Timeframe) -> list[int]:
     return times
 
 
-def parse_kline_event(message: Mapping[str, Any]) -> KlineEvent:
-    """A message of ``<symbol>@kline_<interval>`` (the inner object of a combined stream).
-
-    ::
-
-        {"e": "kline", "E": 1672515782136, "s": "BNBBTC", "k": {
-            "t": 1672515780000, "T": 1672515839999, "s": "BNBBTC", "i": "1m", "f": 100, "L": 200,
-            "o": "0.0010", "c": "0.0020", "h": "0.0025", "l": "0.0015", "v": "1000", "n": 100, "x": false,
-            "q": "1.0000", "V": "500", "Q": "0.500", "B": "123456"}}
-
-    :raises ExchangeUnavailable: if it is not such a message.
-    """
-    try:
-        kline = message["k"]
-        timeframe = Timeframe.parse(kline["i"], "k.i")
-        row = [kline[key] for key in ("t", "o", "h", "l", "c", "v", "T", "q", "n", "V", "Q")]
-        return KlineEvent(
-            exchange_symbol=message["s"],
-            timeframe=timeframe,
-            event_time=int(message["E"]),
-            closed=kline["x"] is True,
-            table=parse_klines([[*row, "0"]], timeframe),
-            first_trade_id=int(kline["f"]),
-            last_trade_id=int(kline["L"]),
-        )
-    except (KeyError, TypeError, ValueError, BadInput) as exc:
-        raise ExchangeUnavailable(f"kline stream: not a kline event ({exc!r})") from exc
-
-
 def encode_kline_event(event: KlineEvent) -> dict[str, Any]:
-    """The message :func:`parse_kline_event` reads."""
+    """The message :func:`exchange.binance.messages.read_candle` reads."""
     row = encode_klines(event.table, event.timeframe)[0]
     kline = {
         "t": row[0], "T": row[6], "s": event.exchange_symbol, "i": event.timeframe.name,
@@ -217,42 +188,16 @@ def encode_kline_event(event: KlineEvent) -> dict[str, Any]:
     return {"e": "kline", "E": event.event_time, "s": event.exchange_symbol, "k": kline}
 
 
-def parse_trade_event(message: Mapping[str, Any]) -> Trade:
-    """A message of ``<symbol>@trade``.
-
-    ::
-
-        {"e": "trade", "E": 1723161255343, "s": "BTCUSDT", "t": 3735683259, "p": "61837.63000000",
-         "q": "0.02000000", "T": 1723161255342, "m": true, "M": true}
-
-    :raises ExchangeUnavailable: if it is not such a message.
-    """
-    return _trade(message, str(message.get("s")), id_="t", first="t", last="t")
-
-
 def encode_trade_event(trade: Trade, event_time: int) -> dict[str, Any]:
-    """The message :func:`parse_trade_event` reads."""
+    """The message :func:`exchange.binance.messages.read_trade` reads."""
     return {
         "e": "trade", "E": event_time, "s": trade.exchange_symbol, "t": trade.id, "p": decimal(trade.price),
         "q": decimal(trade.quantity), "T": trade.time, "m": trade.buyer_is_maker, "M": True,
     }  # fmt: skip
 
 
-def parse_agg_trade_event(message: Mapping[str, Any]) -> Trade:
-    """A message of ``<symbol>@aggTrade``.
-
-    ::
-
-        {"e": "aggTrade", "E": 1672515782136, "s": "BNBBTC", "a": 12345, "p": "0.001", "q": "100", "f": 100,
-         "l": 105, "T": 1672515782136, "m": true, "M": true}
-
-    :raises ExchangeUnavailable: if it is not such a message.
-    """
-    return _trade(message, str(message.get("s")), id_="a", first="f", last="l")
-
-
 def encode_agg_trade_event(trade: Trade, event_time: int) -> dict[str, Any]:
-    """The message :func:`parse_agg_trade_event` reads."""
+    """The message :func:`exchange.binance.messages.read_agg_trade` reads."""
     return {"e": "aggTrade", "E": event_time, "s": trade.exchange_symbol, **encode_agg_trade(trade)}
 
 

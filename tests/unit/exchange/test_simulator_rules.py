@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from exchange.binance.wire import parse_agg_trade_event, parse_kline_event, parse_trade_event
+from exchange.binance.messages import read_agg_trade, read_candle, read_trade
 from exchange.simulator.exchange import Exchange, ListedMarket
 from exchange.simulator.faults import Faults, parse_faults, read_faults
 from exchange.simulator.limits import PATIENCE, WeightLimit, depth_weight, ticker_weight
@@ -25,7 +25,7 @@ from exchange.simulator.ticker import day_statistics
 from market.candle import open_times_ms
 from market.clock import to_ms
 from market.errors import BadInput
-from market.timeframe import DAY_MS, MINUTE_MS, ONE_MINUTE
+from market.timeframe import DAY_MS, MINUTE_MS, ONE_MINUTE, Timeframe
 
 NOW = LISTED_MS + 500 * DAY_MS + 12_345_678
 
@@ -190,16 +190,17 @@ def test_every_candle_closes_once_however_seldom_one_looks(market: Market, step:
     stream = subscription(exchange_of(market, clock), f"ethusdt@kline_{timeframe}")
     assert stream is not None
     events = []
+    frame = Timeframe.parse(timeframe)
     while clock.time_ms < NOW + 50 * MINUTE_MS:
         clock.time_ms += step
-        events += [parse_kline_event(message) for message in stream.messages(clock.time_ms)]
-    frame = events[0].timeframe
+        sent = [json.dumps(message).encode() for message in stream.messages(clock.time_ms)]
+        events += [read_candle(one, "ETHUSDT", clock.time_ms, frame) for one in sent]
     first = frame.floor(NOW)
     expected = market.klines(frame, clock.time_ms, first, frame.floor(clock.time_ms), 1000)
     closed = [event for event in events if event.closed]
-    assert [int(open_times_ms(event.table)[0]) for event in closed] == open_times_ms(expected).tolist()
-    assert [event.table.to_pylist()[0] for event in closed] == expected.to_pylist()
-    opens = [int(open_times_ms(event.table)[0]) for event in events]
+    assert [event.open_time for event in closed] == open_times_ms(expected).tolist()
+    assert [event.table().to_pylist()[0] for event in closed] == expected.to_pylist()
+    opens = [event.open_time for event in events]
     assert opens == sorted(opens)
 
 
@@ -212,11 +213,17 @@ def test_trade_streams_repeat_and_lose_nothing(market: Market) -> None:
     trades, aggregates = [], []
     for _ in range(200):
         clock.time_ms += 1700
-        trades += [parse_trade_event(one) for one in single.messages(clock.time_ms)]
-        aggregates += [parse_agg_trade_event(one) for one in aggregated.messages(clock.time_ms)]
-    assert aggregates == list(market.agg_trades(NOW + 1, clock.time_ms + 1))
-    assert [one.id for one in trades] == list(range(trades[0].id, trades[-1].id + 1))
-    assert (trades[0].id, trades[-1].id) == (aggregates[0].first_trade_id, aggregates[-1].last_trade_id)
+        for one in single.messages(clock.time_ms):
+            trades.append(read_trade(json.dumps(one).encode(), "ETHUSDT", 0))
+        for one in aggregated.messages(clock.time_ms):
+            aggregates.append(read_agg_trade(json.dumps(one).encode(), "ETHUSDT", 0))
+    made = list(market.agg_trades(NOW + 1, clock.time_ms + 1))
+    counts = [one.last_trade_id - one.first_trade_id + 1 for one in made]
+    assert aggregates == [
+        (one.id, one.price, one.quantity, one.time, not one.buyer_is_maker, 0, count)
+        for one, count in zip(made, counts, strict=True)
+    ]
+    assert [one.id for one in trades] == list(range(made[0].first_trade_id, made[-1].last_trade_id + 1))
 
 
 @pytest.mark.parametrize(
