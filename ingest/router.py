@@ -270,6 +270,8 @@ class Router:
                     raise ExchangeUnavailable(
                         f"nothing came for {self._rules.dead_after:g} s on an open connection"
                     )
+                if loop.time() - began > self._rules.half_dead_after and not self._crowded:
+                    self._look_for_silent(keeper)
             return True
         finally:
             ended.cancel()
