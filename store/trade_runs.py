@@ -7,6 +7,7 @@ from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
+from market.clock import EARLIEST_MS, LATEST_MS
 from market.errors import BadInput
 from market.trade import Trade
 from store.trade_batch import RunState, TradeBatch, TradeRun
@@ -18,7 +19,7 @@ def check_trades(batch: TradeBatch) -> None:
     """Refuse what no store can keep.
 
     :raises BadInput: an id that is empty, unprintable, or no number where the exchange counts them; a price or
-        quantity that is not a number.
+        quantity that is not a number; a time of another century.
     """
     for one in batch.trades:
         if isinstance(one.id, int):
@@ -29,6 +30,9 @@ def check_trades(batch: TradeBatch) -> None:
             raise BadInput("id", one.id, wanted)
         if math.isnan(one.price) or math.isnan(one.quantity):
             raise BadInput("price, quantity", (one.price, one.quantity), "numbers")
+        for time in (one.event_time, one.received_at):
+            if not EARLIEST_MS <= time < LATEST_MS:
+                raise BadInput("event_time, received_at", time, "epoch milliseconds of the years 2000 to 2099")
 
 
 def span_of(trades: Iterable[Trade]) -> tuple[int, int] | None:

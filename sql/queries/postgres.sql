@@ -204,6 +204,10 @@ ORDER BY open_time;
 -- Where corrected candles wait for the merge, until the transaction ends.
 CREATE TEMPORARY TABLE candle_staging (LIKE candles) ON COMMIT DROP;
 
+-- name: drop_staging
+-- Staged rows are in their place; the next batch of the same transaction stages its own.
+DROP TABLE candle_staging;
+
 -- name: keep_corrections
 -- The versions of (instrument, timeframe, start, end) about to be replaced by staged ones, (replaced at), by (source).
 INSERT INTO candle_corrections (instrument_id, timeframe, open_time, open, high, low, close, volume, quote_volume,
@@ -295,3 +299,48 @@ SELECT make_monthly_partitions($1, $2, $3::timestamptz[]);
 -- name: count_default_rows
 -- Candles that wait in the default partition for one of their own; plain PostgreSQL only.
 SELECT count(*) FROM candles_default;
+
+-- name: hold_instruments
+-- One at a time says what the instruments of (exchange) are like, until its transaction ends.
+SELECT pg_advisory_xact_lock(hashtext('chandlery instruments'), hashtext($1));
+
+-- name: hide_instruments
+-- Instruments of (exchange) that its complete list (symbols) does not name are not traded any more.
+UPDATE instruments SET active = false WHERE exchange = $1 AND active AND symbol <> ALL ($2::text[]);
+
+-- name: correct_instrument_history
+-- What was said of (exchange) at (now), or is dated later because the clock was, is put right in its place.
+UPDATE instrument_history h SET
+    exchange_symbol = i.exchange_symbol, base = i.base, quote = i.quote, kind = i.kind, tick_size = i.tick_size,
+    lot_size = i.lot_size, min_notional = i.min_notional, active = i.active, listed_at = i.listed_at
+FROM instruments i
+WHERE i.instrument_id = h.instrument_id AND i.exchange = $1 AND i.seen_at IS NOT NULL
+  AND h.valid_to IS NULL AND h.valid_from >= $2;
+
+-- name: close_instrument_history
+-- What is otherwise of (exchange) than it was said until (now).
+UPDATE instrument_history h SET valid_to = $2
+FROM instruments i
+WHERE i.instrument_id = h.instrument_id AND i.exchange = $1 AND i.seen_at IS NOT NULL
+  AND h.valid_to IS NULL AND h.valid_from < $2
+  AND (h.exchange_symbol, h.base, h.quote, h.kind, h.tick_size, h.lot_size, h.min_notional, h.active, h.listed_at)
+      IS DISTINCT FROM
+      (i.exchange_symbol, i.base, i.quote, i.kind, i.tick_size, i.lot_size, i.min_notional, i.active, i.listed_at);
+
+-- name: open_instrument_history
+-- What instruments of (exchange) are like from (now) on, where nothing says so yet.
+INSERT INTO instrument_history (instrument_id, valid_from, exchange_symbol, base, quote, kind, tick_size, lot_size,
+                                min_notional, active, listed_at)
+SELECT instrument_id, $2, exchange_symbol, base, quote, kind, tick_size, lot_size, min_notional, active, listed_at
+FROM instruments i
+WHERE i.exchange = $1 AND i.seen_at IS NOT NULL
+  AND NOT EXISTS (SELECT FROM instrument_history h WHERE h.instrument_id = i.instrument_id AND h.valid_to IS NULL);
+
+-- name: list_instruments_as_of
+-- Instruments by exchange and symbol as they were known to be; of (exchange), or of all where it is null; (as of).
+SELECT i.exchange, i.symbol, h.exchange_symbol, h.base, h.quote, h.kind, h.tick_size, h.lot_size, h.min_notional,
+       h.active, h.listed_at
+FROM instrument_history h
+JOIN instruments i USING (instrument_id)
+WHERE ($1::text IS NULL OR i.exchange = $1) AND h.valid_from <= $2 AND (h.valid_to IS NULL OR h.valid_to > $2)
+ORDER BY i.exchange COLLATE "C", i.symbol COLLATE "C";

@@ -18,7 +18,8 @@ FROM (SELECT relname = 'schema_versions'
                     AND (attname, atttypid) IN (('version', 'integer'::regtype), ('mode', 'text'::regtype))) = 2 AS ours
       FROM pg_class c
       WHERE relname IN ('schema_versions', 'candles', 'series', 'instruments', 'coverage', 'candle_chunks',
-                        'candle_corrections', 'quarantine', 'trade_history', 'system_metrics')
+                        'candle_corrections', 'quarantine', 'trade_history', 'system_metrics', 'trade_runs', 'trade_ids',
+                        'message_quarantine', 'settle_checks', 'instrument_history')
         AND pg_table_is_visible(oid)) named;
 
 -- name: read_version

@@ -7,11 +7,13 @@ import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from market.clock import Clock
 from market.errors import BadInput, ChandleryError, NotFound, StoreBusy, StoreUnavailable, StoreUnusable
 from store.candle_store import CandleStore
+from store.settling import SettleStore
+from store.trade_store import TradeStore
 
 _T = TypeVar("_T")
 
@@ -21,6 +23,10 @@ AWAY: tuple[type[ChandleryError], ...] = (StoreBusy, StoreUnavailable)
 UNABLE: tuple[type[ChandleryError], ...] = (*AWAY, StoreUnusable, NotFound)
 
 
+class WholeStore(CandleStore, TradeStore, SettleStore, Protocol):
+    """Everything that one database keeps."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Place:
     """Where a store is, and how to open it."""
@@ -28,7 +34,7 @@ class Place:
     #: For people and logs; never with a password.
     location: str
     #: A new context each time.
-    open: Callable[[], AbstractAsyncContextManager[CandleStore]]
+    open: Callable[[], AbstractAsyncContextManager[WholeStore]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +61,7 @@ class Side:
         self._clock = clock
         self._tolerated = tolerated
         self._stack = AsyncExitStack()
-        self._store: CandleStore | None = None
+        self._store: WholeStore | None = None
         self._opening = asyncio.Lock()
 
     @classmethod
@@ -73,7 +79,7 @@ class Side:
                 await side._open()
             yield side
 
-    async def use(self, work: Callable[[CandleStore], Awaitable[_T]]) -> _T:
+    async def use(self, work: Callable[[WholeStore], Awaitable[_T]]) -> _T:
         """Run `work` on the store; keeps note of an outage that begins or ends with it.
 
         :raises ChandleryError: what the store raised.
@@ -86,14 +92,14 @@ class Side:
         self.outage = None
         return result
 
-    async def store(self) -> CandleStore:
+    async def store(self) -> WholeStore:
         """The store itself, opened if it was not; what is asked of it directly is no news of an outage.
 
         :raises ChandleryError: it cannot be opened.
         """
         return self._store or await self._open_again()
 
-    async def _open(self) -> CandleStore:
+    async def _open(self) -> WholeStore:
         async with self._opening:
             if self._store is None:
                 try:
@@ -103,7 +109,7 @@ class Side:
                     raise
             return self._store
 
-    async def _open_again(self) -> CandleStore:
+    async def _open_again(self) -> WholeStore:
         try:
             return await self._open()
         except BadInput as error:

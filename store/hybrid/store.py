@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
@@ -29,6 +29,7 @@ from store.consistency import differences
 from store.difference import Difference, InstrumentDifference, instrument_differences
 from store.hybrid.agreement import Agreement, HybridStatus
 from store.hybrid.catch_up import CatchUp, CatchUpRules
+from store.hybrid.live import PrimaryOnly
 from store.hybrid.side import AWAY, UNABLE, Place, Side
 
 _T = TypeVar("_T")
@@ -36,7 +37,7 @@ _T = TypeVar("_T")
 log = structlog.get_logger(__name__)
 
 
-class HybridStore:
+class HybridStore(PrimaryOnly):
     """A primary and a secondary store. Open with :meth:`opened`."""
 
     def __init__(self, primary: Side, secondary: Side, clock: Clock, rules: CatchUpRules) -> None:
@@ -119,29 +120,66 @@ class HybridStore:
                 await self._mirror(batch, written)
         return written
 
+    async def write_all(self, batches: Sequence[CandleBatch]) -> list[Written]:
+        """Write to the primary in one transaction, then to the secondary in one; each batch as by :meth:`write`.
+
+        :raises StoreBusy: as the primary says; whether it wrote or not, the secondary will hold the same.
+        """
+        async with contextlib.AsyncExitStack() as stack:
+            # In one order, so that two who write the same do not wait for each other in a circle.
+            for series in sorted({batch.series for batch in batches}, key=str):
+                await stack.enter_async_context(self._agreement.lock(series))
+                self._agreement.doubt(series)
+            written = await self._primary.use(lambda store: store.write_all(batches))
+            both = zip(batches, written, strict=True)
+            current = [pair for pair in both if not self._agreement.is_behind(pair[0].series)]
+            if current:
+                await self._mirror_all(*zip(*current, strict=True))
+        return written
+
     async def _mirror(self, batch: CandleBatch, written: Written) -> None:
-        alike = False
-        try:
+        with self._mirroring([batch.series]) as alike:
             if self._secondary.outage is None:
                 copied = await self._secondary.use(lambda store: store.write(batch))
-                alike = (copied.inserted, copied.corrected) == (written.inserted, written.corrected)
+                if _changed(copied) == _changed(written):
+                    alike.add(batch.series)
+
+    async def _mirror_all(self, batches: Sequence[CandleBatch], written: Sequence[Written]) -> None:
+        series = {batch.series for batch in batches}
+        with self._mirroring(series) as alike:
+            if self._secondary.outage is None:
+                copied = await self._secondary.use(lambda store: store.write_all(batches))
+                alike |= series - {
+                    batch.series
+                    for batch, ours, theirs in zip(batches, written, copied, strict=True)
+                    if _changed(ours) != _changed(theirs)
+                }
+
+    @contextlib.contextmanager
+    def _mirroring(self, series: Iterable[Series]) -> Iterator[set[Series]]:
+        """What happens to series that are written to the secondary: those not found alike are behind it."""
+        alike: set[Series] = set()
+        try:
+            yield alike
         except UNABLE:
             self._catch_up.say_behind()
         finally:
             # An error that nobody expected, or a cancellation, leaves it behind, too.
-            if alike:
-                self._agreement.mirrored(batch.series)
-            else:
-                self._agreement.fell_behind(batch.series)
+            for one in series:
+                if one in alike:
+                    self._agreement.mirrored(one)
+                else:
+                    self._agreement.fell_behind(one)
+            if not alike.issuperset(series):
                 self._catch_up.wake()
 
-    async def save_instruments(self, instruments: Sequence[Instrument]) -> None:
-        """Keep what an exchange says of its markets, in both stores."""
+    async def save_instruments(self, instruments: Sequence[Instrument], complete: bool = False) -> None:
+        """Keep what an exchange says of its markets, in both stores, each since when it was told."""
         self._agreement.instruments_doubtful = True
-        await self._primary.use(lambda store: store.save_instruments(instruments))
+        await self._primary.use(lambda store: store.save_instruments(instruments, complete))
         try:
             if self._secondary.outage is None:
-                await self._secondary.use(lambda store: store.save_instruments(instruments))
+                await self._secondary.use(lambda store: store.save_instruments(instruments, complete))
         except UNABLE:
             self._catch_up.say_behind()
             self._catch_up.wake()
@@ -199,9 +237,9 @@ class HybridStore:
         """Every series with its metadata, by exchange, symbol and timeframe."""
         return await self._read(lambda store: store.series())
 
-    async def instruments(self, exchange: str | None = None) -> list[Instrument]:
-        """Known instruments, by exchange and symbol."""
-        return await self._read(lambda store: store.instruments(exchange))
+    async def instruments(self, exchange: str | None = None, as_of_ms: int | None = None) -> list[Instrument]:
+        """Known instruments, by exchange and symbol; or what the store that answers had been told by then."""
+        return await self._read(lambda store: store.instruments(exchange, as_of_ms))
 
     async def quarantined(self, series: Series, limit: int = 100) -> list[Refusal]:
         """The newest refused rows of a series."""
@@ -283,6 +321,10 @@ class HybridStore:
             self._fallen_back = False
             log.warning("the primary store answers again", primary=self._primary.location)
         return answer
+
+
+def _changed(written: Written) -> tuple[int, int]:
+    return written.inserted, written.corrected
 
 
 def _say_if_it_failed(task: asyncio.Task[None]) -> None:

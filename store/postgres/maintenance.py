@@ -29,6 +29,7 @@ from store.postgres.schema import TIMESCALE_QUERIES
 log = structlog.get_logger(__name__)
 
 QUERIES = sql.queries("postgres_maintenance")
+TRADE_QUERIES = sql.queries("postgres_live")
 _DAY_SECONDS = 86_400
 _Step = Callable[["Maintained"], Awaitable[None]]
 #: Trades are kept for that long; on TimescaleDB a policy of the schema drops them.
@@ -75,6 +76,7 @@ class Maintenance:
         else:
             await self._attempt("the partitions", done, self._partition)
             await self._attempt("the trade history", done, self._drop_trades)
+        await self._attempt("the ids of trades", done, self._drop_trade_ids)
         await self._attempt("the facts for the planner", done, self._analyze)
         return done
 
@@ -132,6 +134,12 @@ class Maintenance:
                     QUERIES["drop_partitions"], "trade_history", TABLES["trade_history"], before
                 ),
             )
+        )
+
+    async def _drop_trade_ids(self, done: Maintained) -> None:
+        before = self._clock.now_ms() - TRADE_HISTORY_DAYS * DAY_MS
+        await patiently(
+            self._database, lambda connection: connection.execute(TRADE_QUERIES["delete_trade_ids"], before)
         )
 
     async def _analyze(self, done: Maintained) -> None:

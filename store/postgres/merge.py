@@ -132,6 +132,7 @@ async def _correct(connection: Connection, key: SeriesKey, merge: Merge, source:
     span = (key.instrument_id, key.timeframe, hull.start, hull.end)
     kept = await connection.execute(QUERIES["keep_corrections"], *span, merge.learned_at, storable(source))
     replaced = await connection.execute(QUERIES["replace_candles"], *span)
+    await connection.execute(QUERIES["drop_staging"])
     # A compressed chunk has been known to answer for fewer rows than it had
     # (https://github.com/timescale/timescaledb/issues/5448): then nothing of the batch may stay.
     expected = sum(one.num_rows for one in merge.corrections)

@@ -29,7 +29,7 @@ class Partitions:
     def __init__(self, database: Database, clock: Clock) -> None:
         self._database = database
         self._clock = clock
-        self._made: set[int] = set()
+        self._made: dict[str, set[int]] = {table: set() for table in TABLES}
         self._refused = False
 
     async def make_ahead(self) -> int:
@@ -38,13 +38,13 @@ class Partitions:
         months = [_MONTH.next(now, count) for count in range(AHEAD + 1)]
         return sum([await self._make(table, months) for table in TABLES])
 
-    async def make_for(self, open_times: Int64s) -> None:
-        """The partitions that these candles need."""
-        if not len(open_times) or self._refused:
+    async def make_for(self, times: Int64s, table: str = "candles") -> None:
+        """The partitions that candles or trades at these times need."""
+        if not len(times) or self._refused:
             return
-        months = set(_MONTH.floor_all(open_times).tolist()) - self._made
+        months = set(_MONTH.floor_all(times).tolist()) - self._made[table]
         if months:
-            await self._make("candles", sorted(months))
+            await self._make(table, sorted(months))
 
     async def _make(self, table: str, months: list[int]) -> int:
         try:
@@ -60,6 +60,5 @@ class Partitions:
             self._refused = True
             log.warning("no partition was made; rows wait in the default one", table=table, error=str(error))
             return 0
-        if table == "candles":
-            self._made.update(months)
+        self._made[table].update(months)
         return int(made)

@@ -6,13 +6,14 @@ import contextlib
 from collections.abc import AsyncIterator, Callable, Sequence
 
 import asyncpg
+import numpy as np
 import pyarrow as pa
 import structlog
 
 from market.candle import Refusal, no_candles, open_times_ms
 from market.clock import Clock
 from market.coverage import Covered, archived
-from market.instrument import Instrument, Series
+from market.instrument import Series
 from market.interval import Interval
 from market.timeframe import DAY_MS, DEFAULT_ORIGIN_MS, ONE_MINUTE, Timeframe
 from store.answer import SeriesInfo
@@ -27,23 +28,24 @@ from store.postgres.aggregates import Aggregates, erased, has_aggregate, read_ag
 from store.postgres.connection import Connection, PoolRules
 from store.postgres.coverage import read_coverage
 from store.postgres.database import Database
+from store.postgres.instruments import PostgresInstruments
 from store.postgres.maintenance import Maintenance, apply_rules
 from store.postgres.maintenance_rules import MaintenanceRules
 from store.postgres.merge import write_batch
 from store.postgres.mode import Mode
+from store.postgres.notes import PostgresNotes
 from store.postgres.partitions import Partitions
 from store.postgres.retention import Retention
 from store.postgres.rows import (
     QUERIES,
     find_series,
-    instrument_row,
-    lock_series,
+    lock_all,
     read_candles,
     to_chunk,
-    to_instrument,
 )
 from store.postgres.schema import TIMESCALE_QUERIES, Schema
 from store.postgres.status import DatabaseStatus, database_status
+from store.postgres.trades import PostgresTrades
 from store.series_key import SeriesKey
 
 log = structlog.get_logger(__name__)
@@ -59,8 +61,8 @@ def pool_rules(least: int, most: int, seconds: float) -> PoolRules:
     return PoolRules(least=least, most=most, acquire_seconds=seconds, command_seconds=seconds)
 
 
-class PostgresStore:
-    """Candles, ledger, corrections and quarantine in one database. Open with :meth:`opened`."""
+class PostgresStore(PostgresTrades, PostgresNotes, PostgresInstruments):
+    """Candles, trades, ledgers, corrections and quarantine in one database. Open with :meth:`opened`."""
 
     def __init__(self, database: Database, made: Schema, clock: Clock, tell: Tell | None = None) -> None:
         self._database = database
@@ -150,15 +152,32 @@ class PostgresStore:
         :raises StoreBusy: somebody else held the series, or all connections, for too long; nothing was written.
         :raises StoreUnavailable: the server is away; the message says whether the outcome is known.
         """
+        return (await self.write_all([batch]))[0]
 
-        async def work(connection: Connection) -> Written:
-            key = await lock_series(connection, batch.series)
-            return await write_batch(connection, self.schema.mode, key, batch, self._clock.now_ms())
+    async def write_all(self, batches: Sequence[CandleBatch]) -> list[Written]:
+        """All batches in one transaction, each as by :meth:`write`; durable when it returns.
 
-        if self._partitions is not None:
-            await self._partitions.make_for(open_times_ms(batch.table))
+        :raises StoreBusy: somebody else held a series, or all connections, for too long; nothing was written.
+        :raises StoreUnavailable: the server is away; the message says whether the outcome is known.
+        """
+
+        async def work(connection: Connection) -> list[Written]:
+            keys = await lock_all(connection, [one.series for one in batches])
+            found = []
+            for batch in batches:
+                # Of a series that comes twice, the second batch meets what the first one made.
+                key = keys.pop(batch.series, None) or await find_series(connection, batch.series)
+                assert key is not None
+                found.append(await write_batch(connection, self.schema.mode, key, batch, self._clock.now_ms()))
+            return found
+
+        if self._partitions is not None and batches:
+            await self._partitions.make_for(np.concatenate([open_times_ms(one.table) for one in batches]))
         written = await self._database.write(work)
-        if self.aggregates is not None and written.written and batch.series.timeframe == ONE_MINUTE:
+        if self.aggregates is not None and any(
+            one.written and batch.series.timeframe == ONE_MINUTE
+            for one, batch in zip(written, batches, strict=True)
+        ):
             self.aggregates.note()
         return written
 
@@ -287,18 +306,6 @@ class PostgresStore:
             ]
 
         return await self._database.read(work)
-
-    async def save_instruments(self, instruments: Sequence[Instrument]) -> None:
-        """Keep what an exchange says of its markets; known ones are brought up to date."""
-        # In one order, so that two who save the same do not wait for each other in a circle.
-        ordered = sorted(instruments, key=lambda one: (one.exchange, one.symbol))
-        rows = [instrument_row(one, self._clock.now_ms()) for one in ordered]
-        await self._database.write(lambda connection: connection.executemany(QUERIES["save_instrument"], rows))
-
-    async def instruments(self, exchange: str | None = None) -> list[Instrument]:
-        """Known instruments, by exchange and symbol."""
-        rows = await self._database.read(lambda connection: connection.fetch(QUERIES["list_instruments"], exchange))
-        return [to_instrument(row) for row in rows]
 
     async def quarantined(self, series: Series, limit: int = 100) -> list[Refusal]:
         """The newest refused rows of a series."""
