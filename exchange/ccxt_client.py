@@ -48,6 +48,8 @@ CALL_TIMEOUT = 150.0
 #: Candles to ask for where ccxt does not know an exchange's page size.
 _PAGE_UNKNOWN = 200
 _LARGEST_PAGE = 1000
+#: No exchange's page of trades is shorter.
+_FEWEST_ON_A_PAGE = 20
 #: How far behind its own time an exchange's newest candle may be, in buckets.
 _NEWEST_BUCKETS = 3
 
@@ -166,18 +168,25 @@ class CcxtHistory:
         """
         market = await self._market(symbol)
         page = self._feature(market, "fetchTrades")
-        since = None if last is None else last.event_time - 1
-        rows = await self._now(symbol, lambda: self._ccxt.fetch_trades(symbol, since, page and min(page, limit)))
-        trades = parsed_trades(rows, self.exchange, self._clock.now_ms())
+        page = page and min(page, limit)
+        trades = await self._trades(symbol, None if last is None else last.event_time - 1, page)
         if last is None:
             return TradePage(trades=trades[-limit:], complete=True, missing=False)
         newer = [one for one in trades if _follows(one, last)]
         served = any(one.id == last.id or one.event_time < last.event_time for one in trades)
+        if not newer and len(trades) >= (page or _FEWEST_ON_A_PAGE):
+            # So many trades in one instant that they fill a page: the rest of that instant cannot be asked for.
+            newer = trades = await self._trades(symbol, last.event_time + 1, page)
+            served = False
         return TradePage(
             trades=newer[:limit],
-            complete=len(newer) <= limit and (not newer or (page is not None and len(rows) < min(page, limit))),
+            complete=len(newer) <= limit and (not newer or (page is not None and len(trades) < page)),
             missing=bool(newer) and not served,
         )
+
+    async def _trades(self, symbol: str, since_ms: int | None, limit: int | None) -> list[Trade]:
+        rows = await self._now(symbol, lambda: self._ccxt.fetch_trades(symbol, since_ms, limit))
+        return parsed_trades(rows, self.exchange, self._clock.now_ms())
 
     async def order_book(self, symbol: str, levels: int = 1000) -> BookSnapshot:
         """The book now, with at most so many levels on each side."""

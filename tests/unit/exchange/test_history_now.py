@@ -343,8 +343,15 @@ class TestAnyExchange:
         assert ids(page) == [5, 6, 7]
         assert (page.complete, page.missing) == (False, False)
         assert page.trades[0] == Trade(5, 2.0, 1.0, 101, True, NOW)
-        rest = after(live(rows), page.trades[-1])
+        rest = after(live(rows, page=7), page.trades[-1])
         assert (ids(rest), rest.complete, rest.missing) == ([8], True, False)
+
+    def test_an_instant_that_fills_a_page_is_left_behind_and_said_to_be_missing(self) -> None:
+        rows = [unified(id_, 100) for id_ in range(1, 9)] + [unified(9, 101)]
+        page = after(live(rows), Trade(5, 2.0, 1.0, 100, True, NOW))
+        assert (ids(page), page.complete, page.missing) == ([9], True, True)
+        newest = after(live(rows[:-1]), Trade(5, 2.0, 1.0, 100, True, NOW))
+        assert newest == TradePage(trades=[], complete=True, missing=False)
 
     def test_ids_that_do_not_count_keep_the_order_of_the_exchange(self) -> None:
         rows = [unified(id_, 100) for id_ in ("b-1", "a-2", "c-3")] + [unified("a-0", 101)]
