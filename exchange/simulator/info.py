@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from decimal import Decimal
 from typing import Any
 
 from exchange.simulator.limits import Allowance
-from exchange.simulator.market import Listing, Market
+from exchange.simulator.market import Listing
 
 _OTHER_LIMITS = [
     {"rateLimitType": "ORDERS", "interval": "SECOND", "intervalNum": 10, "limit": 100},
@@ -15,26 +16,41 @@ _OTHER_LIMITS = [
 ]
 
 
-def exchange_info(markets: list[Market], now_ms: int, allowance: Allowance) -> dict[str, Any]:
-    """The answer for `markets`. When a market was listed is not in it, as on Binance."""
+def spot_info(listings: Sequence[Listing], now_ms: int, allowance: Allowance) -> dict[str, Any]:
+    """The answer for these symbols. When one was listed is not in it, as on Binance."""
     return {
         "timezone": "UTC",
         "serverTime": now_ms,
         "rateLimits": [allowance.rule(), *_OTHER_LIMITS],
         "exchangeFilters": [],
-        "symbols": [_entry(market.listing) for market in markets],
+        "symbols": [_entry(listing) for listing in listings],
     }
 
 
-def no_contracts(now_ms: int, allowance: Allowance) -> dict[str, Any]:
-    """The same of the futures exchanges, which have no markets here."""
+def contracts_info(listings: Sequence[Listing], now_ms: int, allowance: Allowance) -> dict[str, Any]:
+    """The same of a futures exchange, with perpetual contracts."""
     return {
         "timezone": "UTC",
         "serverTime": now_ms,
         "rateLimits": [allowance.rule(), *_OTHER_LIMITS],
         "exchangeFilters": [],
         "assets": [],
-        "symbols": [],
+        "symbols": [_contract(listing) for listing in listings],
+    }
+
+
+def _contract(listing: Listing) -> dict[str, Any]:
+    return _entry(listing) | {
+        "pair": listing.exchange_symbol,
+        "contractType": "PERPETUAL",
+        "contractStatus": "TRADING",
+        "deliveryDate": 4133404800000,
+        "onboardDate": 1567965300000,
+        "marginAsset": listing.quote,
+        "pricePrecision": listing.price_decimals,
+        "quantityPrecision": listing.lot_decimals,
+        "underlyingType": "COIN",
+        "timeInForce": ["GTC", "IOC", "FOK", "GTX"],
     }
 
 

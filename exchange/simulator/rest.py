@@ -21,7 +21,7 @@ from exchange.binance.wire import (
     encode_trade,
 )
 from exchange.simulator.exchange import Exchange
-from exchange.simulator.info import exchange_info, no_contracts
+from exchange.simulator.info import contracts_info, spot_info
 from exchange.simulator.limits import Verdict, WeightLimit, depth_weight, ticker_weight
 from exchange.simulator.market import Market
 from exchange.simulator.query import Query, Refused
@@ -53,16 +53,16 @@ def _handler(endpoint: Endpoint, exchange: Exchange, limit: WeightLimit) -> Call
             query = Query(request.query_params.multi_items(), endpoint.parameters)
             weight = endpoint.weight(query)
         except Refused as refused:
-            return _json(encode_error(refused.code, refused.message), refused.status, limit.spend(address, 1))
+            return json_answer(encode_error(refused.code, refused.message), refused.status, limit.spend(address, 1))
         verdict = limit.spend(address, weight)
         if verdict.status != 200:
-            return _over_limit(verdict, limit.limit)
+            return over_limit(verdict, limit.limit)
         try:
             stale = request.scope.get(STALE)
             seen = exchange if stale is None else exchange.earlier(int(stale * 1000))
-            return _json(endpoint.answer(seen, query), 200, verdict)
+            return json_answer(endpoint.answer(seen, query), 200, verdict)
         except Refused as refused:
-            return _json(encode_error(refused.code, refused.message), refused.status, verdict)
+            return json_answer(encode_error(refused.code, refused.message), refused.status, verdict)
 
     return handle
 
@@ -85,7 +85,8 @@ async def not_found(request: Request, exc: Exception) -> Response:
     )
 
 
-def _json(body: Any, status: int, verdict: Verdict) -> Response:
+def json_answer(body: Any, status: int, verdict: Verdict) -> Response:
+    """An answer with the headers that tell the weight used."""
     return Response(
         orjson.dumps(body),
         status,
@@ -94,7 +95,8 @@ def _json(body: Any, status: int, verdict: Verdict) -> Response:
     )
 
 
-def _over_limit(verdict: Verdict, limit: int) -> Response:
+def over_limit(verdict: Verdict, limit: int) -> Response:
+    """The answer to who has asked too much."""
     if verdict.status == 418:
         message = (
             f"Way too much request weight used; IP banned until {verdict.banned_until_ms}. "
@@ -105,7 +107,7 @@ def _over_limit(verdict: Verdict, limit: int) -> Response:
             f"Too much request weight used; current limit is {limit} request weight per 1 MINUTE. "
             "Please use WebSocket Streams for live updates to avoid polling the API."
         )
-    response = _json(encode_error(-1003, message), verdict.status, verdict)
+    response = json_answer(encode_error(-1003, message), verdict.status, verdict)
     response.headers["retry-after"] = str(verdict.retry_after)
     return response
 
@@ -136,7 +138,7 @@ def _info(exchange: Exchange, query: Query) -> Any:
     markets = _markets(exchange, query)
     if permissions is not None and "SPOT" not in permissions:
         markets = []
-    return exchange_info(markets, exchange.now_ms(), exchange.allowance)
+    return spot_info([market.listing for market in markets], exchange.now_ms(), exchange.allowance)
 
 
 def _klines(exchange: Exchange, query: Query) -> Any:
@@ -224,7 +226,7 @@ def _time(exchange: Exchange, query: Query) -> Any:
 
 
 def _no_contracts(exchange: Exchange, query: Query) -> Any:
-    return no_contracts(exchange.now_ms(), exchange.allowance)
+    return contracts_info([], exchange.now_ms(), exchange.allowance)
 
 
 def _status(exchange: Exchange, query: Query) -> Any:

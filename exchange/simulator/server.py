@@ -23,8 +23,11 @@ from exchange.simulator.faults import Faults, read_faults
 from exchange.simulator.limits import WEIGHT_LIMIT, Allowance, WeightLimit
 from exchange.simulator.market import Market
 from exchange.simulator.recorded import RecordedTape, recorded_range, wanted_symbols
+from exchange.simulator.replay_rest import ReplayRest
+from exchange.simulator.replay_streams import Replay
 from exchange.simulator.rest import broken, not_found, rest_routes
 from exchange.simulator.rest_faults import FaultInjector
+from exchange.simulator.session import Session
 from exchange.simulator.streams import stream_routes
 from exchange.simulator.synthetic import DEFAULT_SYMBOLS, LISTED_MS, SyntheticTape
 from market.clock import LATEST_MS, SystemClock, iso
@@ -50,6 +53,10 @@ class SimulatorConfig:
     host: str = "127.0.0.1"
     #: 0 takes any free port.
     port: int = 9900
+    #: File of a recorded session to play instead (see :mod:`exchange.simulator.session`); `speed` may be infinite.
+    replay: Path | None = None
+    #: A new connection goes on where the one before it ended.
+    resume: bool = False
     #: File of fault rules (see :mod:`exchange.simulator.faults`).
     faults: Path | None = None
     #: Request weight that one address may use in each window of so many seconds; Binance's are 6,000 in 60.
@@ -162,6 +169,8 @@ async def running_simulator(config: SimulatorConfig) -> AsyncIterator[str]:
 
 
 def _routes(config: SimulatorConfig, faults: Faults) -> list[BaseRoute]:
+    if config.replay is not None:
+        return _replay_routes(config, config.replay, faults)
     exchange = open_exchange(config)
 
     limit = WeightLimit(SystemClock(), exchange.allowance.weight, exchange.allowance.window_ms)
@@ -173,6 +182,20 @@ def _routes(config: SimulatorConfig, faults: Faults) -> list[BaseRoute]:
         *rest_routes(exchange, limit),
         *stream_routes(exchange, faults),
         *about_routes(faults, clock),
+    ]
+
+
+def _replay_routes(config: SimulatorConfig, path: Path, faults: Faults) -> list[BaseRoute]:
+    if not config.speed > 0:
+        raise BadInput("--speed", config.speed, "a number above zero, or max")
+    if config.data is not None or config.seed is not None:
+        raise BadInput("--replay", str(path), "one of --replay, --data and --seed")
+    replay = Replay(Session.read(path), config.speed, faults, resume=config.resume)
+    limit = WeightLimit(SystemClock(), config.allowance.weight, config.allowance.window_ms)
+    return [
+        *ReplayRest(replay, limit, config.allowance).routes(),
+        *about_routes(faults, replay.clock),
+        *replay.routes(),
     ]
 
 

@@ -169,7 +169,7 @@ async def test_in_an_outage_nothing_answers_and_everything_comes_back(faulty: Fa
         assert time.monotonic() - began < 1
 
         async def answers() -> bool:
-            return (await client.get("/api/v3/ping")).status_code == 200
+            return bool((await client.get("/api/v3/ping")).status_code == 200)
 
         await eventually(answers, "the end of the outage")
         assert time.monotonic() - began > 0.9
@@ -186,6 +186,7 @@ async def test_the_clock_can_be_read(faulty: Faulty) -> None:
         assert await hits(client) == {}
 
         async def later() -> bool:
-            return bool((await client.get("/simulator/clock")).json()["now_ms"] > first["now_ms"] + 1000)
+            now_ms: int = (await client.get("/simulator/clock")).json()["now_ms"]
+            return now_ms > int(first["now_ms"]) + 1000
 
         await eventually(later, "exchange time passes")

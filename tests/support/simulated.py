@@ -20,7 +20,7 @@ from pathlib import Path
 from exchange.simulator.server import SimulatorConfig, serve_simulator
 
 given = json.loads(sys.argv[1])
-for name in ("data", "faults"):
+for name in ("data", "faults", "replay"):
     given[name] = given[name] and Path(given[name])
 given["symbols"] = given["symbols"] and tuple(given["symbols"])
 asyncio.run(serve_simulator(SimulatorConfig(**given), lambda url: print("ready", url, flush=True)))
@@ -37,11 +37,16 @@ def simulated_exchange(
     speed: float = 1.0,
     faults: Sequence[dict[str, Any]] = (),
     folder: Path | None = None,
+    replay: Path | None = None,
+    resume: bool = False,
     weight_limit: int = 6000,
     weight_seconds: int = 60,
     deadline: float = 60.0,
 ) -> Iterator[str]:
-    """A running simulated exchange; its address. `faults` need a `folder` to be written to."""
+    """A running simulated exchange; its address. `faults` need a `folder` to be written to.
+
+    With `replay` it plays a recorded session, at an infinite `speed` as fast as the client reads.
+    """
     path = None
     if faults:
         assert folder is not None
@@ -55,6 +60,8 @@ def simulated_exchange(
         "speed": speed,
         "port": 0,
         "faults": None if path is None else str(path),
+        "replay": None if replay is None else str(replay),
+        "resume": resume,
         "weight_limit": weight_limit,
         "weight_seconds": weight_seconds,
     }
