@@ -219,6 +219,9 @@ class CcxtConnection:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._failed.cancel()
+        if not self._failed.cancelled():
+            # Told by `ended` or `open`, or nobody asked.
+            self._failed.exception()
         clients = list(self._client.clients.values())
         with suppress(aiohttp.ClientError, OSError):
             await self._client.close()
@@ -240,12 +243,29 @@ class CcxtConnection:
                 task.result()
 
     def _guarded(self, url: str) -> Any:
-        """ccxt's client of a socket; one message that it cannot read must not stop its reading for good."""
+        """ccxt's client of a socket, watched.
+
+        One message that it cannot read must not stop its reading for good, without a word. And where it would open
+        the socket again by itself, what came in between would be missing: the connection ends instead.
+        """
+        if self._failed.done():
+            raise ExchangeUnavailable(f"{self._exchange}: the connection was closed")
         client = self._find_client(url)
         if "handle_text_or_binary_message" not in vars(client):
-            read = client.handle_text_or_binary_message
+            read, closed, broke = (
+                client.handle_text_or_binary_message,
+                client.on_close_callback,
+                client.on_error_callback,
+            )
             client.handle_text_or_binary_message = lambda data: self._take(read, data)
+            client.on_close_callback = lambda one, code: self._lose(closed, one, code, f"code {code}")
+            client.on_error_callback = lambda one, error: self._lose(broke, one, error, one_line(str(error)))
         return client
+
+    def _lose(self, tell_ccxt: Callable[[Any, Any], None], client: Any, what: Any, reason: str) -> None:
+        tell_ccxt(client, what)
+        if not self._failed.done():
+            self._failed.set_exception(ExchangeUnavailable(f"{self._exchange} ended the connection: {reason}"))
 
     def _take(self, read: Callable[[Any], None], data: Any) -> None:
         self._frames += 1
@@ -258,7 +278,9 @@ class CcxtConnection:
             self._refuse(None, f"ccxt cannot read it: {one_line(repr(error))}", data)
 
     def _refuse(self, topic: Topic | None, reason: str, data: Any) -> None:
-        raw = data if isinstance(data, bytes) else str(data).encode("utf-8", "replace")
+        raw = data.encode("utf-8", "replace") if isinstance(data, str) else data
+        if not isinstance(raw, bytes):
+            raw = msgspec.json.encode(raw, enc_hook=repr)
         self._refused(
             RefusedMessage(
                 exchange=self._exchange,

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
+import math
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -20,6 +21,7 @@ from websockets.exceptions import ConnectionClosed
 from exchange.bybit import wire as bybit
 from exchange.bybit import wire_v2 as bybit_v2
 from exchange.coinbase import wire as coinbase
+from exchange.coinbase.streams import CoinbaseStreams
 from exchange.joined_sockets import SocketPlan, joined_sockets
 from exchange.live import NATIVE, open_streams
 from exchange.okx import wire as okx
@@ -36,6 +38,7 @@ from market.order_book import BookState, OrderBook
 from market.ticker import Ticker
 from market.timeframe import TIMEFRAMES
 from market.trade import Trade
+from tests.support.simulated import simulated_exchange
 
 OKX_SYMBOLS = {"BTC/USDT": "BTC-USDT", "UNI/USD:UNI": "UNI-USD-SWAP", "BTC/USD:BTC-220527": "BTC-USD-220527"}
 DEADLINE = 30.0
@@ -385,6 +388,27 @@ def without_receipt(messages: Iterable[Any]) -> list[Any]:
 
 def expected(readings: Iterable[Reading]) -> list[Any]:
     return without_receipt(one for one in readings if type(one) is tuple)
+
+
+@pytest.mark.parametrize("exchange", ["coinbaseexchange", "okx"])
+async def test_a_session_that_the_simulated_exchange_plays_is_heard_whole(
+    exchange: str, recorded: Path, session: Callable[..., Session]
+) -> None:
+    okx_played = exchange == "okx"
+    name = "okx_3instruments" if okx_played else "coinbase_10products"
+    topics = okx_topics() if okx_played else coinbase_topics(session(name))
+    wanted = expected(read_all(session(name), okx.read if okx_played else coinbase.read, topics))
+    symbols = {topic.symbol: wire[1] for wire, topic in topics.items()}
+    (path,) = (recorded / "ws").glob(f"{name}*")
+    with simulated_exchange(replay=path, speed=math.inf) as url:
+        client: StreamClient = CoinbaseStreams(exchange, symbols, url)
+        if okx_played:
+            client = OkxStreams(exchange, symbols, url, trades=okx.ADDED_TRADES, numbered_books=False)
+        heard = Heard(topics.values(), len(wanted))
+        async with client.connect(heard.listeners, heard.refuse):
+            await heard.enough()
+    assert without_receipt(heard.messages) == wanted
+    assert heard.refused == []
 
 
 async def test_the_coinbase_client_hands_on_the_whole_session(session: Callable[..., Session]) -> None:
