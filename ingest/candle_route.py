@@ -12,7 +12,7 @@ from typing import Protocol
 
 import structlog
 
-from ingest.route import Path, RouteStatus, Silence, SilenceRules
+from ingest.route import Path, RouteStatus, Silence, SilenceRules, Standing
 from market.candle import CandleState
 from market.candle_update import CandleUpdate
 from market.channel import Channel, Topic
@@ -63,18 +63,15 @@ class CandleRoute:
         self._says_closed = says_closed
         now = clock.now_ms()
         self._silence = Silence(silence or SilenceRules(), now)
-        self._path = Path.STARTING
-        self._since = now
-        self._heard_at: int | None = None
+        self._standing = Standing(self.topic, clock)
         self._messages = 0
         self._repeated = 0
         self._closed_to = 0
-        self._reason: str | None = None
 
     @property
     def needs_polling(self) -> bool:
         """True where nobody tells of the forming candle."""
-        return self._path is not Path.STREAM
+        return self._standing.path is not Path.STREAM
 
     @property
     def missing_out(self) -> bool:
@@ -82,9 +79,9 @@ class CandleRoute:
 
     def on_message(self, update: CandleUpdate) -> None:
         self._messages += 1
-        self._heard_at = update.received_at
-        if self._path is not Path.STREAM:
-            self._on(Path.STREAM, None)
+        self._standing.heard_at = update.received_at
+        if self._standing.path is not Path.STREAM:
+            self._standing.on(Path.STREAM, None)
         if not (update.closed and self._says_closed):
             # A candle that has closed cannot form again, whatever overtook what.
             if update.open_time >= self._closed_to:
@@ -101,23 +98,22 @@ class CandleRoute:
             self._connected()
 
     def disconnected(self, reason: str) -> None:
-        self._on(Path.REST, reason)
+        self._standing.on(Path.REST, reason)
 
     def check(self, now_ms: int) -> None:
         heard = self._silence.heard(self._messages, now_ms)
-        if not heard and self._path is not Path.REST and self._silence.silent(now_ms):
-            silent_for = now_ms - (self._heard_at or self._since)
-            self._on(Path.REST, f"the stream has been silent for {silent_for} ms")
+        if not heard and self._standing.path is not Path.REST and self._silence.silent(now_ms):
+            self._standing.silent(now_ms)
 
     def status(self) -> RouteStatus:
         return RouteStatus(
             topic=self.topic,
-            path=self._path,
-            since=self._since,
-            heard_at=self._heard_at,
+            path=self._standing.path,
+            since=self._standing.since,
+            heard_at=self._standing.heard_at,
             messages=self._messages,
             repeated=self._repeated,
-            reason=self._reason,
+            reason=self._standing.reason,
         )
 
     def _closed(self, update: CandleUpdate) -> None:
@@ -137,10 +133,3 @@ class CandleRoute:
             ),
             update.received_at,
         )
-
-    def _on(self, path: Path, reason: str | None) -> None:
-        if path is not self._path:
-            self._path, self._since = path, self._clock.now_ms()
-            log.info("candles come from", topic=str(self.topic), path=str(path), reason=reason)
-        if reason is not None:
-            self._reason = reason

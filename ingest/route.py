@@ -7,7 +7,12 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Protocol
 
+import structlog
+
 from market.channel import Topic
+from market.clock import Clock
+
+log = structlog.get_logger(__name__)
 
 
 class Path(StrEnum):
@@ -96,6 +101,36 @@ class Silence:
         """A look is over: go on at the same pace if it found something, else more seldom."""
         self._pause = self._rules.look_every if found else min(self._pause * 2, self._rules.look_at_least_every)
         self._next_look = now_ms + self._pause
+
+
+class Standing:
+    """Which path a topic is on, since when and why."""
+
+    def __init__(self, topic: Topic, clock: Clock) -> None:
+        self._topic = topic
+        self._clock = clock
+        self.path = Path.STARTING
+        #: Epoch milliseconds of our clock.
+        self.since = clock.now_ms()
+        #: When data last came; None before the first.
+        self.heard_at: int | None = None
+        self.reason: str | None = None
+
+    def on(self, path: Path, reason: str | None) -> bool:
+        """Be on `path` from now on; true if that is another one. A reason that is not given stays."""
+        if reason is not None:
+            self.reason = reason
+        if path is self.path:
+            return False
+        log.info(
+            "data comes another way", topic=str(self._topic), path=str(path), before=str(self.path), reason=reason
+        )
+        self.path, self.since = path, self._clock.now_ms()
+        return True
+
+    def silent(self, now_ms: int) -> bool:
+        """Be on the path over REST, because the stream is silent."""
+        return self.on(Path.REST, f"the stream has been silent for {now_ms - (self.heard_at or self.since)} ms")
 
 
 class Spawn(Protocol):

@@ -7,7 +7,7 @@ from typing import Protocol
 
 import structlog
 
-from ingest.route import Path, RouteStatus, Silence, SilenceRules, Spawn
+from ingest.route import Path, RouteStatus, Silence, SilenceRules, Spawn, Standing
 from market.channel import Topic
 from market.clock import Clock
 from market.errors import BadInput, ExchangeRefused, Retryable
@@ -47,13 +47,10 @@ class TickerRoute:
         self._sinks = sinks
         now = clock.now_ms()
         self._silence = Silence(silence or SilenceRules(), now)
-        self._path = Path.STARTING
-        self._since = now
-        self._heard_at: int | None = None
+        self._standing = Standing(self.topic, clock)
         self._messages = 0
         self._looking = False
         self._refills = 0
-        self._reason: str | None = None
 
     @property
     def missing_out(self) -> bool:
@@ -68,14 +65,17 @@ class TickerRoute:
         pass
 
     def disconnected(self, reason: str) -> None:
-        self._on(Path.REST, reason)
+        self._standing.on(Path.REST, reason)
 
     def check(self, now_ms: int) -> None:
+        if self._standing.path is Path.REFUSED:
+            return
         if self._silence.heard(self._messages, now_ms):
-            self._heard_at = now_ms
-            self._on(Path.STREAM, None)
-        elif self._path is not Path.REFUSED and (self._path is Path.REST or self._silence.silent(now_ms)):
-            self._on(Path.REST, self._reason if self._path is Path.REST else "the stream is silent")
+            self._standing.heard_at = now_ms
+            self._standing.on(Path.STREAM, None)
+        elif self._standing.path is Path.REST or self._silence.silent(now_ms):
+            if self._standing.path is not Path.REST:
+                self._standing.silent(now_ms)
             if not self._looking and self._silence.look(now_ms):
                 self._looking = True
                 self._spawn(self._look())
@@ -83,33 +83,26 @@ class TickerRoute:
     def status(self) -> RouteStatus:
         return RouteStatus(
             topic=self.topic,
-            path=self._path,
-            since=self._since,
-            heard_at=self._heard_at,
+            path=self._standing.path,
+            since=self._standing.since,
+            heard_at=self._standing.heard_at,
             messages=self._messages,
             refills=self._refills,
             refilled=self._refills,
-            reason=self._reason,
+            reason=self._standing.reason,
         )
 
     async def _look(self) -> None:
         try:
             ticker = await self._history.ticker(self.topic.symbol)
             self._refills += 1
-            self._heard_at = ticker.received_at
+            self._standing.heard_at = ticker.received_at
             for sink in self._sinks:
                 sink(ticker)
         except (ExchangeRefused, BadInput) as error:
-            self._on(Path.REFUSED, str(error))
+            self._standing.on(Path.REFUSED, str(error))
         except Retryable as error:
-            self._reason = str(error)
+            self._standing.reason = str(error)
         finally:
             self._looking = False
             self._silence.looked(self._clock.now_ms(), found=True)
-
-    def _on(self, path: Path, reason: str | None) -> None:
-        if path is not self._path:
-            self._path, self._since = path, self._clock.now_ms()
-            log.info("tickers come from", topic=str(self.topic), path=str(path), reason=reason)
-        if reason is not None:
-            self._reason = reason

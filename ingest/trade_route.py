@@ -18,7 +18,7 @@ from typing import Protocol
 import structlog
 
 from exchange.trade_page import TradePage
-from ingest.route import Path, RouteStatus, Silence, SilenceRules, Spawn
+from ingest.route import Path, RouteStatus, Silence, SilenceRules, Spawn, Standing
 from market.channel import Topic
 from market.clock import Clock
 from market.errors import BadInput, ExchangeRefused, Mismatch, RateLimited, Retryable
@@ -110,9 +110,7 @@ class TradeRoute:
         self._next = _NONE
         self._waiting: dict[int, Trade] = {}
         self._filling = False
-        self._path = Path.STARTING
-        self._since = now
-        self._heard_at: int | None = None
+        self._standing = Standing(self.topic, clock)
         self._in_order = 0
         self._other = 0
         self._repeated = 0
@@ -121,11 +119,10 @@ class TradeRoute:
         self._refilled_before = 0
         self._dropped = 0
         self._lost_count = 0
-        self._reason: str | None = None
 
     @property
     def missing_out(self) -> bool:
-        return self._path is Path.REST and self._refilled > self._refilled_before
+        return self._standing.path is Path.REST and self._refilled > self._refilled_before
 
     def on_message(self, trade: Trade) -> None:
         """The next trade of the stream, usually."""
@@ -145,45 +142,37 @@ class TradeRoute:
             self._fill("connected")
 
     def disconnected(self, reason: str) -> None:
-        self._on(Path.REST, reason)
+        self._refilled_before = self._refilled
+        self._standing.on(Path.REST, reason)
 
     def check(self, now_ms: int) -> None:
         heard = self._silence.heard(self._in_order + self._other, now_ms)
         if heard:
-            self._heard_at = now_ms
-        if self._filling or self._path is Path.REFUSED:
+            self._standing.heard_at = now_ms
+        if self._filling or self._standing.path is Path.REFUSED:
             return
         if heard:
-            self._on(Path.STREAM, None)
-        elif self._path is Path.REST or self._silence.silent(now_ms):
-            if self._path is not Path.REST:
-                self._on(Path.REST, f"the stream has been silent for {self._silent_for(now_ms)} ms")
+            self._standing.on(Path.STREAM, None)
+        elif self._standing.path is Path.REST or self._silence.silent(now_ms):
+            if self._standing.path is not Path.REST:
+                self._refilled_before = self._refilled
+                self._standing.silent(now_ms)
             if self._silence.look(now_ms):
                 self._fill(None)
 
     def status(self) -> RouteStatus:
         return RouteStatus(
             topic=self.topic,
-            path=self._path,
-            since=self._since,
-            heard_at=self._heard_at,
+            path=self._standing.path,
+            since=self._standing.since,
+            heard_at=self._standing.heard_at,
             messages=self._in_order + self._other,
             repeated=self._repeated,
             refills=self._refills,
             refilled=self._refilled,
             lost=self._lost_count,
-            reason=self._reason,
+            reason=self._standing.reason,
         )
-
-    def _silent_for(self, now_ms: int) -> int:
-        return now_ms - (self._heard_at or self._since)
-
-    def _on(self, path: Path, reason: str | None) -> None:
-        if path is not self._path:
-            self._path, self._since, self._refilled_before = path, self._clock.now_ms(), self._refilled
-            log.info("trades come from", topic=str(self.topic), path=str(path), reason=reason)
-        if reason is not None:
-            self._reason = reason
 
     def _unexpected(self, trade: Trade) -> None:
         """A trade that is not the next one in order."""
@@ -193,7 +182,7 @@ class TradeRoute:
         if self._last is None:
             self._deliver(trade)
             self._next = id_ + 1
-            self._on(Path.STREAM, None)
+            self._standing.on(Path.STREAM, None)
         elif id_ <= self._last_id():
             self._repeated += 1
         else:
@@ -201,7 +190,7 @@ class TradeRoute:
                 self._dropped += len(self._waiting)
                 self._waiting.clear()
             self._waiting[id_] = trade
-            if self._path is Path.REFUSED:
+            if self._standing.path is Path.REFUSED:
                 self._go_on()
             elif not self._filling:
                 self._fill(f"trades {self._last_id() + 1} to {id_ - 1} did not come")
@@ -219,8 +208,8 @@ class TradeRoute:
         """Ask REST from the last trade on; until that is done, what the stream sends waits."""
         self._filling = True
         self._next = _NONE
-        if self._path is not Path.REST:
-            self._on(Path.REFILL, reason)
+        if self._standing.path is not Path.REST:
+            self._standing.on(Path.REFILL, reason)
         self._spawn(self._filled())
 
     async def _filled(self) -> None:
@@ -235,7 +224,7 @@ class TradeRoute:
                 await self._ask_until_met()
         except (ExchangeRefused, BadInput) as error:
             # Delisted, or not to be had. The stream goes on alone; the hole stays unknown.
-            self._on(Path.REFUSED, str(error))
+            self._standing.on(Path.REFUSED, str(error))
             self._go_on()
         finally:
             self._filling = False
@@ -251,13 +240,15 @@ class TradeRoute:
             try:
                 complete, moved = await self._step()
             except (Retryable, Mismatch) as error:
-                self._reason = str(error)
+                self._standing.reason = str(error)
                 complete = moved = False
                 pause = max(pause, error.retry_after) if isinstance(error, RateLimited) else pause
             if complete and not moved:
                 quiet += pause
                 if self._waiting and quiet > self._rules.doubt:
-                    self._reason = f"trades up to {max(self._waiting)} were announced, and REST knows none of them"
+                    self._standing.reason = (
+                        f"trades up to {max(self._waiting)} were announced, and REST knows none of them"
+                    )
                     self._dropped += len(self._waiting)
                     self._waiting.clear()
             if complete and self._met():
@@ -271,8 +262,8 @@ class TradeRoute:
         if self._waiting:
             return False
         self._next = self._last_id() + 1
-        if self._path is Path.REFILL:
-            self._on(Path.STREAM, None)
+        if self._standing.path is Path.REFILL:
+            self._standing.on(Path.STREAM, None)
         return True
 
     async def _step(self) -> tuple[bool, bool]:
@@ -303,7 +294,7 @@ class TradeRoute:
                 return False
             self._waiting.pop(id_, None)
             self._refilled += 1
-            self._heard_at = trade.received_at
+            self._standing.heard_at = trade.received_at
             self._deliver(trade)
         return True
 
