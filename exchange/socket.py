@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import ssl
 from collections import deque
 from collections.abc import AsyncIterator, Callable
@@ -37,6 +38,8 @@ log = structlog.get_logger(__name__)
 LONGEST_MESSAGE = 64 * 1024 * 1024
 #: Answers to the handshake that will not change by asking again: no access, not in this country, gone for good.
 _REFUSING = frozenset({401, 410, 451})
+#: For picows, which logs each connection and each error; all it has to say is raised, or logged by us.
+_SILENT = logging.Logger("picows", logging.CRITICAL + 1)
 _TEXT, _BINARY, _CONTINUATION = WSMsgType.TEXT, WSMsgType.BINARY, WSMsgType.CONTINUATION
 
 
@@ -142,7 +145,7 @@ class Socket(WSListener):
                     enable_auto_ping=False,
                     enable_auto_pong=False,
                     max_frame_size=LONGEST_MESSAGE,
-                    logger_name="socket",
+                    logger_name=_SILENT,
                 )
         except WSInvalidURL as error:
             raise BadInput("exchange-url", url, "an address such as wss://stream.example.com/ws") from error

@@ -132,6 +132,7 @@ def dispatch(
     get = streams.get
     decode = _decode_envelope
     by_event = {one.event: one for one in streams.values()}
+    by_plain_name = {_plain(name): one for name, one in streams.items()}
 
     def hear(raw: bytes) -> None:
         received_at = now_ms()
@@ -140,12 +141,12 @@ def dispatch(
         try:
             envelope = decode(raw)
             stream = get(envelope.stream)
+            if stream is None and envelope.stream:
+                stream = _at_another_pace(envelope.stream, by_plain_name)
             if stream is not None:
                 part = "data"
                 message = stream.read(envelope.data, received_at)
             else:
-                if envelope.stream:
-                    raise BadInput("stream", envelope.stream, "a stream that was subscribed to")
                 stream = _unnamed(raw, by_event, answered)
                 if stream is None:
                     return
@@ -157,6 +158,22 @@ def dispatch(
         stream.listener(message)
 
     return hear
+
+
+def _plain(name: str) -> str:
+    """A stream's name without its pace: ``btcusdt@depth`` for ``btcusdt@depth@100ms``."""
+    return "@".join(name.split("@", 2)[:2])
+
+
+def _at_another_pace(name: str, by_plain_name: Mapping[str, Stream]) -> Stream:
+    """The subscribed stream that `name` is another pace of: recorded sessions have ``@depth@0ms``.
+
+    :raises BadInput: if there is none.
+    """
+    stream = by_plain_name.get(_plain(name))
+    if stream is None:
+        raise BadInput("stream", name, "a stream that was subscribed to")
+    return stream
 
 
 def _unnamed(

@@ -177,6 +177,18 @@ def test_unknown_fields_are_fine_and_the_envelope_may_be_absent(stream: str) -> 
     assert len({repr(one) for one in ears.messages()}) == 1
 
 
+def test_another_pace_of_a_stream_is_the_same_stream() -> None:
+    ears = Ears("btcusdt@depth@100ms", futures=True)
+    ears.take("btcusdt@depth@0ms", {**DEPTH, "pu": 2})
+    ears.take("btcusdt@depth5@0ms", {**DEPTH, "pu": 2})
+    ears.take("@", {})
+    assert [one.previous_id for one in ears.messages()] == [2]
+    assert [one.reason.partition(" is")[0] for one in ears.refused] == [
+        "stream: 'btcusdt@depth5@0ms'",
+        "stream: '@'",
+    ]
+
+
 def test_a_candle_that_ended_early_says_so() -> None:
     ears = Ears("btcusdt@kline_1m")
     ears.take("btcusdt@kline_1m", {**KLINE_EVENT, "k": {**KLINE, "T": NOW - 15_000 + 41_646, "x": True}})
