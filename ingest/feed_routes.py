@@ -21,6 +21,7 @@ from ingest.router import Router
 from ingest.ticker_route import TickerRoute
 from ingest.trade_holes import fill_holes
 from ingest.trade_route import LostTrades, TradeRoute
+from ingest.unnumbered_trade_route import UnnumberedTradeRoute
 from ingest.writer import Writer
 from market.channel import Channel, Topic
 from market.clock import Clock
@@ -32,6 +33,9 @@ from market.trade import Trade
 from store.live_market import LiveMarket
 
 log = structlog.get_logger(__name__)
+
+#: Of an exchange that does not count its trades, the stored ones of so long are known after a restart.
+_REMEMBERED_MS = 60_000
 
 
 class FeedRoutes:
@@ -65,7 +69,7 @@ class FeedRoutes:
         self._room = asyncio.Event()
         self._room.set()
         self.candles: dict[Series, CandleRoute] = {}
-        self.trades: dict[str, TradeRoute] = {}
+        self.trades: dict[str, TradeRoute | UnnumberedTradeRoute] = {}
         self.books: dict[str, BookRoute] = {}
         self.built: dict[str, BuiltCandles] = {}
 
@@ -111,7 +115,7 @@ class FeedRoutes:
 
     async def _trade_route(
         self, client: StreamClient, router: Router, instrument: Instrument, writer: Writer
-    ) -> TradeRoute:
+    ) -> TradeRoute | UnnumberedTradeRoute:
         exchange, symbol = self._history.exchange, instrument.symbol
         topic = Topic(Channel.TRADES, symbol)
         has_candles = Channel.CANDLES in client.rules.channels
@@ -124,10 +128,27 @@ class FeedRoutes:
         )
         self.built[symbol] = built
         sinks = [self._memory.trades.sink(exchange, symbol), built.add, *self._outlet(topic)]
-        last = None
+        dense = client.rules.dense_trade_ids
+        stored: list[Trade] = []
         if self._rules.record_trades:
-            sinks.append(writer.trade_sink(exchange, symbol, client.rules.dense_trade_ids))
-            last = await self._newest(symbol)
+            sinks.append(writer.trade_sink(exchange, symbol, dense))
+            stored = await self._stored(symbol, dense)
+        if not dense:
+            unnumbered = UnnumberedTradeRoute(
+                topic,
+                self._history,
+                self._local,
+                router.spawn,
+                sinks=sinks,
+                known=stored,
+                broken=built.broken,
+                room=self._has_room,
+                rules=self._rules.trades,
+                sleep=self._sleep,
+            )
+            self.trades[symbol] = unnumbered
+            return unnumbered
+        if self._rules.record_trades:
             router.spawn(self._fill_holes(symbol))
         route = TradeRoute(
             topic,
@@ -135,7 +156,7 @@ class FeedRoutes:
             self._local,
             router.spawn,
             sinks=sinks,
-            last=last,
+            last=stored[-1] if stored else None,
             lost=lambda lost: router.spawn(self._lose(lost)),
             broken=built.broken,
             room=self._has_room,
@@ -198,19 +219,24 @@ class FeedRoutes:
     async def _has_room(self) -> None:
         await self._room.wait()
 
-    async def _newest(self, symbol: str) -> Trade | None:
-        """The newest stored trade; None also where it is so old that going on from it would take too long."""
-        wait = self._rules.live.first_wait
+    async def _stored(self, symbol: str, dense: bool) -> list[Trade]:
+        """The newest stored trades, oldest first: one where the exchange counts them, else those of the last time.
+
+        None where they are so old that going on from them would take too long.
+        """
+        exchange, wait = self._history.exchange, self._rules.live.first_wait
         while True:
             try:
-                newest = await self._store.newest_trade(self._history.exchange, symbol)
+                newest = await self._store.newest_trade(exchange, symbol)
+                if newest is None or newest.event_time < self._loop.clock.now_ms() - self._rules.holes_ms:
+                    return []
+                if dense:
+                    return [newest]
+                end = newest.event_time + 1
+                return await self._store.trades(exchange, symbol, end - _REMEMBERED_MS, end)
             except Retryable as error:
-                log.warning("the newest stored trade is not known yet", symbol=symbol, error=str(error))
+                log.warning("the newest stored trades are not known yet", symbol=symbol, error=str(error))
                 await self._sleep(wait)
-                continue
-            if newest is None or newest.event_time < self._loop.clock.now_ms() - self._rules.holes_ms:
-                return None
-            return newest
 
     async def _fill_holes(self, symbol: str) -> None:
         since = self._loop.clock.now_ms() - self._rules.holes_ms
