@@ -315,6 +315,7 @@ class BookRoute:
             snapshot = await self._answer(ask, self._rules.levels)
             # What was asked for before a new connection may be older than what that one has begun with.
             if snapshot is not None and connection == self._connections and self._book.snapshot(snapshot):
+                self._heard_at = snapshot.received_at
                 self._tell(snapshot.received_at)
             if self._clock.now_ms() < self._not_before:
                 return
@@ -326,12 +327,13 @@ class BookRoute:
         self._poll_at = now + self._rules.poll_ms
         if snapshot is None or self._book.state is BookState.LIVE:
             return
-        if snapshot.last_id < self._newest_id:
+        # An exchange without numbers says 0.
+        if 0 < snapshot.last_id < self._newest_id:
             self._reason = f"REST answers with {snapshot.last_id}, but {self._newest_id} had been seen"
         elif snapshot.bids and snapshot.asks and snapshot.bids[0][0] >= snapshot.asks[0][0]:
             self._reason = "REST answers with a crossed book"
         else:
-            self._polled, self._newest_id = snapshot, snapshot.last_id
+            self._polled, self._newest_id = snapshot, snapshot.last_id or self._newest_id
             self._polls += 1
             self._missed_polls = self._missed_polls + 1 if self._book.last_id < snapshot.last_id else 0
             self._tell(now)
