@@ -121,7 +121,7 @@ class Journal:
             ) from error
         self.records += len(payloads)
 
-    def read(self, most: int = 1000, most_bytes: int = 8 << 20) -> list[Entry]:
+    def read(self, most: int = 1000, most_bytes: int = 1 << 20) -> list[Entry]:
         """The oldest unfinished records in order, the first one at least; the same ones until they are finished.
 
         :raises StoreUnusable: a file was damaged since it was written.

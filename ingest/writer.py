@@ -14,7 +14,7 @@ import contextlib
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, TypeAlias
+from typing import Protocol
 
 import structlog
 from prometheus_client import CollectorRegistry
@@ -24,9 +24,9 @@ from ingest.journal import MOST_BYTES, SEGMENT_BYTES
 from ingest.journal_record import Batch
 from ingest.metrics import WriterMetrics
 from ingest.patience import Sleep
-from ingest.spill import Spill
+from ingest.spill import Oldest, Spill
 from ingest.waiting import Held, Waiting, WaitingRules
-from ingest.writer_status import Landed, WriterAccount, WriterState, WriterStatus
+from ingest.writer_status import Landed, OnDurable, WriterAccount, WriterState, WriterStatus
 from market.clock import Clock
 from market.errors import BadInput, Retryable, StoreUnusable, Terminal
 from market.trade import Trade
@@ -51,11 +51,6 @@ class WritableStore(Protocol):
     async def refuse_messages(self, refused: Sequence[QuarantinedMessage]) -> None:
         """Keep messages that could not be used."""
         ...
-
-
-#: Told of each batch that became durable, and again of one that came from the journal to the store. Returns at once
-#: and never raises.
-OnDurable: TypeAlias = Callable[[Batch, Landed], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,8 +92,10 @@ class Writer:
         self._left = asyncio.Event()
         if self._behind:
             self._left.set()
-        #: Clear while the last records of the journal are on their way to the store: what is new waits for the
-        #: outcome and then goes there directly, or a busy market would never leave the journal.
+        #: Of these, the ones on their way there.
+        self._in_flight = 0
+        #: Clear from when the last records of the journal go to the store: what is new waits for the outcome and
+        #: then goes there directly. A busy market would never leave the journal otherwise.
         self._open = asyncio.Event()
         self._open.set()
         #: Set when the store has taken some of the journal, or has not.
@@ -340,11 +337,13 @@ class Writer:
         count = len(held)
         # Before the first await: from here on nothing goes to the store directly.
         self._behind += count
+        self._in_flight = count
         kept: list[Held] = []
         try:
             kept, aside = await self._spill.append(held)
         finally:
             self._behind -= count - len(kept)
+            self._in_flight = 0
         if kept:
             self._left.set()
             self._landed(kept, Landed.JOURNAL, fresh=True)
@@ -354,39 +353,45 @@ class Writer:
     async def _replay(self) -> None:
         """Bring the journal to the store, whenever there is something in it."""
         pause = self._rules.first_pause
-        while True:
-            await self._left.wait()
-            oldest = await self._spill.oldest()
-            if oldest is None:
-                self._left.clear()
-                continue
-            place, count, held = oldest
-            if count >= self._behind:
-                self._open.clear()
-            try:
-                await self._commit(held, len(held), fresh=False)
-                await self._spill.done(place)
-                self._behind -= count
-            except Retryable as error:
-                self._away, self._error = True, str(error)
-                log.warning("store_still_away", error=self._error, journal_records=self._spill.records)
-            except Terminal as error:
-                self._fail(error)
-                raise
-            else:
-                pause = self._rules.first_pause
-                self._back()
-                continue
-            finally:
-                self._open.set()
-                self._moved.set()
-            await self._sleep(pause)
-            pause = min(pause * 2, self._rules.longest_pause)
+        try:
+            while True:
+                await self._left.wait()
+                oldest = await self._spill.oldest()
+                try:
+                    await self._bring(oldest)
+                except Retryable as error:
+                    self._away, self._error = True, str(error)
+                    log.warning("store_still_away", error=self._error, journal_records=self._spill.records)
+                    self._let_on()
+                    await self._sleep(pause)
+                    pause = min(pause * 2, self._rules.longest_pause)
+                else:
+                    pause = self._rules.first_pause
+        except Terminal as error:
+            self._fail(error)
+            raise
+        finally:
+            self._let_on()
 
-    def _back(self) -> None:
-        """Some of the journal has reached the store."""
+    async def _bring(self, oldest: Oldest | None) -> None:
+        if oldest is None:
+            self._left.clear()
+            self._let_on()
+            return
+        if oldest.records >= self._behind - self._in_flight:
+            self._open.clear()
+        await self._commit(oldest.held, len(oldest.held), fresh=False)
+        await self._spill.done(oldest.place)
+        self._behind -= oldest.records
         if self._away:
             log.warning("store_back", journal_records=self._spill.records)
         self._away = False
+        self._moved.set()
         if not self._behind:
             log.info("journal_empty")
+            self._let_on()
+
+    def _let_on(self) -> None:
+        """Whoever waits for the journal need not wait any longer."""
+        self._open.set()
+        self._moved.set()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import TypeAlias
 
 from ingest.journal_record import Batch
 from ingest.lag import Lag, LagWindow
@@ -26,6 +27,11 @@ class Landed(StrEnum):
     JOURNAL = "journal"
     #: Refused by the store; kept in the journal's folder for somebody to look at.
     SET_ASIDE = "set_aside"
+
+
+#: Told of each batch that became durable, and again of one that came from the journal to the store. Returns at once
+#: and never raises.
+OnDurable: TypeAlias = Callable[[Batch, Landed], None]
 
 
 class WriterState(StrEnum):

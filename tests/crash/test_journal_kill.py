@@ -26,7 +26,7 @@ from tests.support.workers import Worker
 
 pytestmark = pytest.mark.crash
 
-KILLS = int(os.environ.get("CHANDLERY_JOURNAL_KILLS", "20"))
+KILLS = int(os.environ.get("CHANDLERY_JOURNAL_KILLS", "15"))
 WORKER = workers.HERE / "journal_worker.py"
 
 
@@ -39,13 +39,21 @@ def tell(one: Worker, line: str) -> None:
 def safe_until_killed(one: Worker, first: int, seed: int, rng: random.Random, states: Counter[str]) -> int:
     """Up to which id a child called everything safe before it was killed at a random moment."""
     tell(one, f"go {first} {seed}")
-    # Some are killed before they have written anything, or while they take up the journal.
-    timer = threading.Timer(rng.choice((0.03, 0.1, 0.2)) * rng.random(), tell, (one, "kill"))
-    timer.start()
+    # Some are killed before they are open or have written anything, or while they take up the journal. Counted in
+    # what they say and not in time alone, so that a slow machine sees the same.
+    wait_for = rng.choice((0, 1, 2, 4, 8))
     safe = first
-    while (said := one.hear().split())[0] == "safe":
-        safe = int(said[1])
-        states[said[2]] += 1
+    timer = threading.Timer(rng.uniform(0, 0.03), tell, (one, "kill"))
+    if not wait_for:
+        timer.start()
+    heard = 0
+    while (said := one.hear().split())[0] != "killed":
+        heard += 1
+        if said[0] == "safe":
+            safe = int(said[1])
+            states[said[2]] += 1
+        if heard == wait_for:
+            timer.start()
     timer.join()
     assert said == ["killed", str(-signal.SIGKILL)]
     return safe

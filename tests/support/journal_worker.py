@@ -1,9 +1,9 @@
 """A process that forks children to be killed: each puts trades and candles into a writer and says what is safe.
 
-It says ``ready``. ``go FIRST SEED`` makes it fork a child, which puts in trades from id FIRST on, CHUNK at a time,
-with one candle each, and says ``safe N STATE`` once all ids below N are durable. The store of the child comes and
-goes. ``kill`` kills the child with SIGKILL, after which ``killed CODE`` is said. A fork of a warm process is quick.
-A child that nobody listens to any more ends by itself.
+It says ``ready``. ``go FIRST SEED`` makes it fork a child, which says ``open`` once its writer is, puts in trades
+from id FIRST on, CHUNK at a time, with one candle each, and says ``safe N STATE`` once all ids below N are durable.
+The store of the child comes and goes. ``kill`` kills the child with SIGKILL, after which ``killed CODE`` is said. A
+fork of a warm process is quick. A child that nobody listens to any more ends by itself.
 """
 
 from __future__ import annotations
@@ -41,11 +41,13 @@ RULES = WriterRules(
 
 
 class ComingAndGoing:
-    """A store that is away for some calls, and now and then is lost after it has committed."""
+    """A store that is away for some calls, and now and then is lost after it has committed; with every third seed,
+    always there."""
 
-    def __init__(self, store: SqliteStore, rng: random.Random) -> None:
+    def __init__(self, store: SqliteStore, seed: int) -> None:
         self._store = store
-        self._rng = rng
+        self._rng = random.Random(seed)
+        self._sound = seed % 3 == 0
         self._away = 0
 
     async def write_all(self, batches: Sequence[CandleBatch]) -> list[Written]:
@@ -67,11 +69,11 @@ class ComingAndGoing:
         if self._away:
             self._away -= 1
             raise StoreUnavailable("away")
-        if self._rng.random() < 0.2:
-            self._away = self._rng.randrange(1, 8)
+        if not self._sound and self._rng.random() < 0.2:
+            self._away = self._rng.randrange(1, 6)
 
     def _be_lost(self) -> None:
-        if self._rng.random() < 0.1:
+        if not self._sound and self._rng.random() < 0.1:
             raise StoreUnavailable("lost while it committed")
 
 
@@ -79,8 +81,9 @@ async def put(folder: Path, first: int, seed: int) -> None:
     clock = SystemClock()
     async with (
         SqliteStore.opened(folder / DATABASE_NAME, clock) as store,
-        Writer.opened(ComingAndGoing(store, random.Random(seed)), folder / "journal", clock, rules=RULES) as writer,
+        Writer.opened(ComingAndGoing(store, seed), folder / "journal", clock, rules=RULES) as writer,
     ):
+        os.write(1, b"open\n")
         sink = writer.trade_sink("binance", "BTC/USDT", True)
         while True:
             for number in range(first, first + CHUNK):

@@ -308,6 +308,72 @@ async def test_a_wait_for_the_last_of_the_journal_ends_with_its_failure(bench: B
         assert bench.landed() == [(1, Landed.JOURNAL)] * 2
 
 
+async def test_a_market_that_never_rests_leaves_the_journal_too(bench: Bench) -> None:
+    async with bench.opened() as writer:
+        stopped = False
+
+        async def stream() -> int:
+            count = 0
+            while not stopped:
+                bench.put(count, count + 3)
+                count += 3
+                await writer.durable()
+            return count
+
+        bench.store.error = AWAY
+        streaming = asyncio.ensure_future(stream())
+        await bench.pauses.wait_for(1)
+        await until(lambda: writer.status().journal_records > 20)
+        bench.store.error = None
+        bench.pauses.end()
+        await bench.in_state(WriterState.DIRECT)
+        spilled = writer.status().spilled_rows
+        await until(lambda: writer.status().written_rows > 2 * spilled)
+        stopped = True
+        count = await streaming
+        assert writer.status().spilled_rows == spilled
+        assert bench.store.trades == {"BTC/USDT": list(range(count))}
+
+
+async def test_a_full_journal_is_waited_for_while_the_store_empties_it(tmp_path: Path, clock: Any) -> None:
+    bench = Bench(tmp_path, clock, journal_bytes=1000)
+    async with bench.opened():
+        bench.store.error = AWAY
+        bench.put(0, 20)
+    bench.store.error = None
+    bench.store.gate.clear()
+    async with bench.opened() as writer:
+        bench.put(20, 40)
+        waiting = asyncio.ensure_future(writer.durable())
+        with capture_logs() as logs:
+            await until(lambda: "journal_takes_no_more" in [entry["event"] for entry in logs])
+        assert not waiting.done()
+        bench.store.gate.set()
+        await waiting
+    assert bench.store.trades == {"BTC/USDT": list(range(40))}
+
+
+@pytest.mark.parametrize("error", [AWAY, StoreUnusable("read-only")], ids=["away", "read-only"])
+async def test_a_full_journal_is_not_waited_for_in_vain(tmp_path: Path, clock: Any, error: ChandleryError) -> None:
+    bench = Bench(tmp_path, clock, journal_bytes=1000)
+    async with bench.opened():
+        bench.store.error = AWAY
+        bench.put(0, 20)
+    bench.store.error = error
+    bench.store.gate.clear()
+
+    async def work() -> None:
+        async with bench.opened() as writer:
+            bench.put(20, 40)
+            await until(lambda: bench.store.under_way == 1)
+            bench.store.gate.set()
+            await writer.durable()
+
+    with pytest.raises(StoreUnusable, match="may hold 1,000" if error is AWAY else "read-only"):
+        await work()
+    assert journaled(bench.folder) == 1
+
+
 async def test_what_a_killed_process_left_comes_first(bench: Bench) -> None:
     left = [TradeBatch(exchange="binance", symbol="BTC/USDT", trades=[trade(n)], dense=True) for n in range(5)]
     with Journal.opened(bench.folder) as journal:
