@@ -102,6 +102,8 @@ class StreamClient(Protocol):
 
         :param refused: told of each message that cannot be used; the stream goes on.
         :raises ExchangeUnavailable: on entering, where the connection or a subscription does not come about.
+        :raises RateLimited: on entering, where the exchange wants us to wait before the next connection.
+        :raises NotFound: on entering, for a symbol that was not named when the client was made.
         :raises ExchangeRefused: on entering, where the exchange refuses a subscription for good.
         """
         ...

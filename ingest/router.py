@@ -23,7 +23,7 @@ from ingest.route import Route, RouteStatus
 from market.book_message import BookChain
 from market.channel import Channel, Topic
 from market.clock import Clock
-from market.errors import ChandleryError, ExchangeRefused, ExchangeUnavailable, NotFound
+from market.errors import ChandleryError, ExchangeRefused, ExchangeUnavailable, NotFound, RateLimited, Retryable
 
 log = structlog.get_logger(__name__)
 
@@ -192,14 +192,15 @@ class Router:
         """Keep one group connected."""
         wait = self._rules.first_wait
         while True:
-            began = asyncio.get_running_loop().time()
+            began, least = asyncio.get_running_loop().time(), 0.0
             try:
                 await self._connected(keeper)
-            except (ExchangeUnavailable, ExchangeRefused, NotFound) as error:
+            except (Retryable, ExchangeRefused, NotFound) as error:
                 self._away(keeper, error)
+                least = error.retry_after if isinstance(error, RateLimited) else 0.0
             if asyncio.get_running_loop().time() - began >= self._rules.lasting:
                 wait = self._rules.first_wait
-            await self._sleep(wait * random.uniform(0.5, 1.0))
+            await self._sleep(max(least, wait * random.uniform(0.5, 1.0)))
             wait = min(wait * 2, self._rules.longest_wait)
             keeper.reconnects += 1
 
