@@ -4,8 +4,8 @@ The book itself (:class:`market.order_book.OrderBook`) knows when it is right. T
 REST snapshot where the book begins with one, another after a hole, a comparison with one from time to time, and
 snapshots alone while the stream is silent or away. All of that over one request at a time.
 
-Books of exchanges that number their changes may be fed by two connections at once, while one takes over from the
-other. A chain of ``BookChain.CONNECTION`` may not: close the old connection first.
+A book that begins over REST may be fed by two connections at once, while one takes over from the other: its numbers
+tell what is new. One whose stream begins with the whole book may not: close the old connection first.
 """
 
 from __future__ import annotations
@@ -14,19 +14,20 @@ import asyncio
 import math
 import random
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 import structlog
 
 from exchange.stream import StreamRules
-from ingest.book_check import BookCheck
+from ingest.book_check import BookChecks, same_book
 from ingest.book_rules import BookRules, BookStatus
 from ingest.book_top import BookTop
 from ingest.route import Path, RouteStatus, Spawn
-from market.book_message import BookChange, BookSnapshot, BookStart
+from market.book_message import BookChain, BookChange, BookSnapshot, BookStart
 from market.channel import Topic
 from market.clock import Clock
 from market.errors import BadInput, ChandleryError, ExchangeRefused, RateLimited
-from market.order_book import BookMark, BookState, Checksum, OrderBook, ignore_mark
+from market.order_book import BookMark, BookState, OrderBook, ignore_mark
 
 log = structlog.get_logger(__name__)
 
@@ -51,7 +52,6 @@ class BookRoute:
         spawn: Spawn,
         *,
         ask: AskSnapshot | None = None,
-        checksum: Checksum | None = None,
         on_top: Callable[[BookSnapshot], None] | None = None,
         mark: Callable[[BookMark], None] = ignore_mark,
         report: Callable[[ChandleryError], None] | None = None,
@@ -65,7 +65,7 @@ class BookRoute:
         self._ask = ask
         self._tell_mark = mark
         self._report = report
-        self._rules = rules or BookRules()
+        self._rules = rules = rules or BookRules()
         self._sleep = sleep
         self._chance = chance
         self._from_rest = stream.book_start is BookStart.REST
@@ -75,8 +75,8 @@ class BookRoute:
         self._book = OrderBook(
             stream.book_chain,
             stream.book_start,
-            snapshot_levels=self._rules.levels if self._from_rest else None,
-            checksum=checksum,
+            snapshot_levels=rules.levels if self._from_rest else None,
+            checksum=stream.book_checksum,
             mark=self._marked,
         )
         now = clock.now_ms()
@@ -84,7 +84,7 @@ class BookRoute:
         #: Counts connections, so that an answer that was asked for on an earlier one is known by it.
         self._connections = 0
         self._heard_at: int | None = None
-        self._messages = 0
+        self._messages = self._polls = 0
         #: One request at a time.
         self._asking = False
         #: Snapshots asked for since the book was last calm.
@@ -95,15 +95,12 @@ class BookRoute:
         #: The book over REST while the stream has none, and the newest number seen on any path.
         self._polled: BookSnapshot | None = None
         self._poll_at = 0
-        self._polls = 0
         self._newest_id = 0
+        #: Times in a row that REST had something else than a silent stream.
         self._missed_polls = 0
-        self._check: BookCheck | None = None
-        self._check_until = 0
-        self._checked_at = now
-        self._differences = self._agreements = self._missed_comparisons = 0
-        pace = self._rules.top_every_ms
-        self._told: BookTop | None = on_top and BookTop(self._best, on_top, pace, clock, spawn, sleep)
+        self._checks = BookChecks(self._book, self._chain, rules, now)
+        best = partial(self.top, rules.top_levels)
+        self._told = BookTop(best, on_top, rules.top_every_ms, clock, spawn, sleep)
         self._reason = "nothing has come yet"
         self._standing = (BookState.SYNCING, Path.STARTING)
         self._since = now
@@ -132,15 +129,15 @@ class BookRoute:
         if isinstance(message, BookSnapshot):
             self._heard_at = message.received_at
             if book.snapshot(message):
-                self._tell(message.received_at)
+                self._told.changed(message.received_at)
         elif book.apply(message):
             self._heard_at = message.received_at
-            if self._check is not None:
-                self._check.apply(message)
-                self._compare()
-            self._tell(message.received_at)
-        elif book.wants_snapshot:
+            self._differs(self._checks.apply(message, message.received_at))
+            self._told.changed(message.received_at)
+        elif book.wants_snapshot or self._unproven:
             self._heard_at = message.received_at
+            if self._ask is None and self._unproven:
+                book.lose(f"changes may be missing: {book.reason}", message.received_at)
             self._help()
 
     def connected(self) -> None:
@@ -153,7 +150,8 @@ class BookRoute:
         if self._refused is not None:
             self._refused, self._not_before = None, 0
         self._book.clear("connected", self._connected_at)
-        self._help()
+        if self._from_rest:
+            self._help()
 
     def disconnected(self, reason: str) -> None:
         """No connection has this topic any more: the book is STALE at once."""
@@ -162,7 +160,6 @@ class BookRoute:
             return
         self._connected_at = None
         self._connections += 1
-        self._check = None
         self._book.lose(self._reason, self._clock.now_ms())
         self._help()
 
@@ -170,10 +167,8 @@ class BookRoute:
         """Look whether the stream is silent, and do what has to be done then. Called about once a second."""
         silent = self.silent_since(now_ms)
         if silent is not None and self._book.state is BookState.LIVE:
-            self._check = None
             self._book.doubt(f"no change for {now_ms - silent} ms", now_ms)
-        if self._check is not None and now_ms >= self._check_until:
-            self._miss_comparison()
+        self._checks.pass_time(now_ms)
         if self._book.state is BookState.LIVE and now_ms - self._since >= self._rules.calm_ms:
             self._tries = 0
         self._help()
@@ -208,9 +203,9 @@ class BookRoute:
             path=path,
             since=self._since,
             resyncs=self._book.resyncs,
-            differences=self._differences,
-            agreements=self._agreements,
-            missed_comparisons=self._missed_comparisons,
+            differences=self._checks.differences,
+            agreements=self._checks.agreements,
+            missed_comparisons=self._checks.missed,
             last_reason=self._refused or self._reason,
             last_id=shown.last_id,
             event_time=shown.event_time,
@@ -235,14 +230,20 @@ class BookRoute:
 
     # State.
 
+    @property
+    def _unproven(self) -> bool:
+        """True if the book may be right, but nothing in its changes will show it: they have no numbers."""
+        book = self._book
+        return book.state is BookState.STALE and not book.wants_snapshot and self._chain is BookChain.CONNECTION
+
     def _marked(self, mark: BookMark) -> None:
         self._reason = mark.reason
         self._newest_id = mark.last_id or self._newest_id
         if mark.state is BookState.LIVE:
             self._missed_polls = 0
             self._refused = self._polled = None
-            self._checked_at = mark.at
-        else:
+            self._checks.began(mark.at)
+        elif self._book.wants_snapshot:
             log.info("order book", topic=str(self.topic), state=str(mark.state), reason=mark.reason)
         self._stand(self._clock.now_ms())
         self._tell_mark(mark)
@@ -264,13 +265,6 @@ class BookRoute:
             self._standing, self._since = (state, path), now_ms
         return self._standing
 
-    def _best(self) -> BookSnapshot | None:
-        return self.top(self._rules.top_levels)
-
-    def _tell(self, now_ms: int) -> None:
-        if self._told is not None:
-            self._told.changed(now_ms)
-
     # Requests.
 
     def _help(self) -> None:
@@ -282,20 +276,12 @@ class BookRoute:
             work = self._begin_book(self._ask)
         elif self._book.state is not BookState.LIVE and now >= self._poll_at:
             work = self._poll(self._ask)
-        elif self._due(now):
-            work = self._begin_check(self._ask)
+        elif self._from_rest and self._checks.due(now):
+            work = self._compare(self._ask)
         else:
             return
         self._asking = True
         self._spawn(self._alone(work))
-
-    def _due(self, now_ms: int) -> bool:
-        """Whether it is time to hold the book against REST."""
-        live = self._from_rest and self._book.state is BookState.LIVE
-        return live and self._check is None and now_ms - self._checked_at >= self._compare_after()
-
-    def _compare_after(self) -> int:
-        return self._rules.renew_ms if self._book.thin else self._rules.compare_ms
 
     async def _alone(self, work: Awaitable[None]) -> None:
         try:
@@ -316,7 +302,7 @@ class BookRoute:
             # What was asked for before a new connection may be older than what that one has begun with.
             if snapshot is not None and connection == self._connections and self._book.snapshot(snapshot):
                 self._heard_at = snapshot.received_at
-                self._tell(snapshot.received_at)
+                self._told.changed(snapshot.received_at)
             if self._clock.now_ms() < self._not_before:
                 return
 
@@ -335,43 +321,22 @@ class BookRoute:
         else:
             self._polled, self._newest_id = snapshot, snapshot.last_id or self._newest_id
             self._polls += 1
-            self._missed_polls = self._missed_polls + 1 if self._book.last_id < snapshot.last_id else 0
-            self._tell(now)
+            agrees = same_book(self._book, snapshot)
+            self._missed_polls = 0 if agrees else self._missed_polls + 1
+            if agrees and self._unproven:
+                self._heard_at = now
+                self._book.confirm(now)
+            self._told.changed(now)
 
-    async def _begin_check(self, ask: AskSnapshot) -> None:
-        check = self._check = BookCheck(self._book, self._chain, self._rules.levels)
-        self._checked_at = self._clock.now_ms()
-        self._check_until = self._checked_at + self._rules.compare_within_ms
+    async def _compare(self, ask: AskSnapshot) -> None:
+        check = self._checks.begin(self._clock.now_ms())
         snapshot = await self._answer(ask, self._rules.levels)
-        if self._check is not check:
-            return
-        if snapshot is None or not check.begin(snapshot):
-            self._miss_comparison()
-        else:
-            self._compare()
+        self._differs(self._checks.answered(check, snapshot, self._clock.now_ms()))
 
-    def _compare(self) -> None:
-        """End the comparison if both books stand at the same change."""
-        check = self._check
-        if check is None:
-            return
-        if check.ready:
-            self._check = None
-            difference = check.end()
-            if difference is None:
-                self._agreements += 1
-                return
-            self._differences += 1
+    def _differs(self, difference: str | None) -> None:
+        if difference is not None:
             self._book.lose(f"not what REST says: {difference}", self._clock.now_ms())
             self._help()
-        elif check.hopeless:
-            self._miss_comparison()
-
-    def _miss_comparison(self) -> None:
-        self._check = None
-        self._missed_comparisons += 1
-        # Not at once, and not only after the whole time.
-        self._checked_at = self._clock.now_ms() - self._compare_after() + self._rules.renew_ms
 
     async def _answer(self, ask: AskSnapshot, levels: int) -> BookSnapshot | None:
         """A snapshot; None where there is none now, in which case what is asked next waits for its time."""

@@ -13,13 +13,13 @@ class BookTop:
     """Tells of the newest best levels at most every so often; the last of several quick changes is told too.
 
     :param top: the best levels now, or None where nothing may be told.
-    :param tell: returns at once and never raises.
+    :param tell: returns at once and never raises; None tells nobody.
     """
 
     def __init__(
         self,
         top: Callable[[], BookSnapshot | None],
-        tell: Callable[[BookSnapshot], None],
+        tell: Callable[[BookSnapshot], None] | None,
         every_ms: int,
         clock: Clock,
         spawn: Spawn,
@@ -39,7 +39,7 @@ class BookTop:
 
         :param now_ms: epoch milliseconds of our clock.
         """
-        if self._waits:
+        if self._waits or self._tell is None:
             return
         if now_ms - self._told_at < self._every_ms:
             self._waits = True
@@ -57,5 +57,5 @@ class BookTop:
     def _now(self, now_ms: int) -> None:
         self._told_at = now_ms
         top = self._top()
-        if top is not None:
+        if top is not None and self._tell is not None:
             self._tell(top)

@@ -179,7 +179,7 @@ class OrderBook:
             self.ignored += 1
             return False
         live = self.state is BookState.LIVE
-        if where is Place.HOLE or (not live and self._chain is BookChain.CONNECTION):
+        if where is Place.HOLE:
             self.lose(self._hole(change), change.received_at)
             self._keep(change)
             return False
@@ -189,6 +189,9 @@ class OrderBook:
             self.lose(wrong, change.received_at)
             return False
         if not live:
+            if self._chain is BookChain.CONNECTION and (self._checksum is None or change.checksum is None):
+                # Nothing in the change says that it is the next one.
+                return False
             self._go_live("the changes go on where they stopped")
         return True
 
@@ -201,9 +204,22 @@ class OrderBook:
         self._move(BookState.SYNCING, reason, at, last_id)
 
     def doubt(self, reason: str, at: int) -> None:
-        """Make a LIVE book STALE, for it may have missed something; a change that follows makes it LIVE again."""
+        """Make a LIVE book STALE, for it may have missed something.
+
+        A change that surely follows, or has the right checksum, makes it LIVE again; without either,
+        :meth:`confirm` does.
+        """
         if self.state is BookState.LIVE:
             self._move(BookState.STALE, reason, at, self.last_id)
+
+    def confirm(self, at: int) -> None:
+        """Make a doubted book LIVE: someone has seen that it is right now.
+
+        :param at: when, epoch milliseconds of our clock.
+        """
+        if self._based and self.state is BookState.STALE:
+            self.received_at = max(self.received_at, at)
+            self._go_live("REST shows the same")
 
     def lose(self, reason: str, at: int) -> None:
         """Make the book STALE because it is wrong; a snapshot is needed."""
@@ -304,8 +320,6 @@ class OrderBook:
         self._kept.append(change)
 
     def _hole(self, change: BookChange) -> str:
-        if self._chain is BookChain.CONNECTION:
-            return f"changes may be missing: {self.reason}"
         before = change.previous_id if change.previous_id is not None else change.first_id - 1
         what = "the snapshot ends" if self._after_snapshot else "the changes end"
         return f"hole: {what} at {self.last_id}, and the next follows {before}"

@@ -10,7 +10,7 @@ import gzip
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from itertools import chain, pairwise
+from itertools import chain, islice, pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -219,7 +219,7 @@ def test_many_symbols_on_one_connection_without_a_break(
 
 def test_a_book_stops_where_the_market_leaves_what_its_snapshot_showed(recorded: Path) -> None:
     """A thousand levels lasted four minutes that night. Every best price is right until then."""
-    one = rebuild(session(recorded / SPOT), BookChain.FIRST_ID, cut=1000)["BTCUSDT"]
+    one = rebuild(islice(session(recorded / SPOT), 40_000), BookChain.FIRST_ID, cut=1000)["BTCUSDT"]
     states = [mark.state for mark in one.marks[:2]]
     assert states == [BookState.LIVE, BookState.STALE]
     assert one.marks[1].reason == "the best price has left what the snapshot showed"

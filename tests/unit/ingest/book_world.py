@@ -94,6 +94,10 @@ class BookWorld:
         """Events, told over the stream at once."""
         self.route.on_message(self.market.happen(events)._replace(received_at=self.clock.now_ms()))
 
+    def deliver_whole(self) -> None:
+        """The whole book, over the stream."""
+        self.route.on_message(self.market.snapshot()._replace(received_at=self.clock.now_ms()))
+
     def lose(self, *events: Event) -> None:
         """Events that the stream does not tell of."""
         self.market.happen(events)

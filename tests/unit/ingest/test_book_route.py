@@ -331,7 +331,7 @@ async def test_the_best_levels_are_told_ten_times_a_second_and_the_last_is_not_l
 async def test_a_book_that_comes_over_the_stream_needs_no_question() -> None:
     world = BookWorld(BookChain.COUNTED, BookStart.STREAM, asks=False)
     # The whole book may come before the router knows of the connection.
-    world.route.on_message(world.market.snapshot())
+    world.deliver_whole()
     world.route.connected()
     assert path_of(world) == (BookState.LIVE, Path.STREAM)
     world.deliver(BID)
@@ -344,7 +344,7 @@ async def test_a_book_that_comes_over_the_stream_needs_no_question() -> None:
     world.route.disconnected("replaced")
     world.route.connected()
     assert not world.route.missing_out
-    world.route.on_message(world.market.snapshot())
+    world.deliver_whole()
     assert path_of(world) == (BookState.LIVE, Path.STREAM)
 
 
@@ -355,6 +355,49 @@ async def test_a_whole_book_that_does_not_come_asks_for_a_new_connection() -> No
     assert not world.route.missing_out
     await world.pass_time(1_000)
     assert world.route.missing_out
+
+
+async def test_a_quiet_book_without_numbers_is_confirmed_by_rest() -> None:
+    world = BookWorld(BookChain.CONNECTION, BookStart.STREAM)
+    world.deliver_whole()
+    await world.pass_time(10_000)
+    assert path_of(world) == (BookState.LIVE, Path.STREAM)
+    assert world.route.why() == "live (stream): REST shows the same"
+    # And again: an hour without a change asks a few hundred times, and for no new connection.
+    await world.pass_time(60_000)
+    assert not world.route.missing_out
+    assert (len(world.asked), world.route.book_status().resyncs) == (7, 0)
+    world.deliver(BID)
+    assert world.route.book_status().last_id == 0
+    assert world.route.top(1) is not None
+
+
+async def test_a_book_without_numbers_that_missed_something_is_not_served_from_the_stream() -> None:
+    world = BookWorld(BookChain.CONNECTION, BookStart.STREAM)
+    world.deliver_whole()
+    await world.pass_time(5_000)
+    world.lose(BID)
+    await world.pass_time(5_000)
+    assert path_of(world) == (BookState.LIVE, Path.REST)
+    world.deliver(OTHER_BID)
+    assert world.route.book_status().path is Path.REST
+    assert not world.route.missing_out
+    await world.pass_time(11_000)
+    assert world.route.missing_out
+    top = world.route.top(1)
+    assert top is not None
+    assert top.bids == [(10.0, 3.0)]
+
+
+async def test_a_quiet_book_without_numbers_and_without_rest_begins_anew() -> None:
+    world = BookWorld(BookChain.CONNECTION, BookStart.STREAM, asks=False)
+    world.deliver_whole()
+    await world.pass_time(10_000)
+    assert world.route.top(5) is None
+    assert not world.route.missing_out
+    world.deliver(BID)
+    assert world.route.missing_out
+    assert world.route.why() == "stale (refill): changes may be missing: no change for 10000 ms"
 
 
 def test_a_book_that_begins_over_rest_needs_someone_to_ask() -> None:

@@ -189,13 +189,20 @@ def test_a_doubted_book_goes_on_if_nothing_was_missed() -> None:
     assert (book.state, book.wants_snapshot, book.resyncs) == (BookState.STALE, True, 1)
 
 
-def test_a_doubted_book_without_numbers_cannot_go_on() -> None:
+def test_a_doubted_book_without_numbers_goes_on_when_someone_has_seen_that_it_is_right() -> None:
     book = OrderBook(BookChain.CONNECTION, BookStart.STREAM)
+    book.confirm(AT)
+    assert book.state is BookState.SYNCING
     book.snapshot(snapshot(0))
     book.doubt("silent", AT)
-    assert not book.apply(change(0, 0))
-    assert (book.state, book.wants_snapshot) == (BookState.STALE, True)
-    assert book.reason == "changes may be missing: silent"
+    # Taken, for it may be right; but not believed.
+    assert not book.apply(change(0, 0, bids=[(99.5, 1.0)]))
+    assert (book.state, book.wants_snapshot, book.best_bid) == (BookState.STALE, False, 99.5)
+    book.confirm(AT + 7)
+    assert (book.state, book.received_at, book.best_bid) == (BookState.LIVE, AT + 7, 99.5)
+    book.lose("wrong", AT)
+    book.confirm(AT)
+    assert book.state is BookState.STALE
 
 
 def test_usd_m_futures_chain() -> None:
@@ -302,6 +309,10 @@ def test_checksums_are_held_against_the_exchange_s() -> None:
     new: list[Level] = [(99.0, 0.0), (98.5, 0.25)]
     whole = snapshot(0, bids=[(98.5, 0.25), (98.0, 2.0)])
     assert book.apply(with_texts(change(0, 0, bids=new), new, [], whole))
+    # It is also proof that nothing was missed.
+    book.doubt("silent", AT)
+    assert book.apply(with_texts(change(0, 0), [], [], whole))
+    assert book.state is BookState.LIVE
     # A lost change shows at the next one.
     wrong = snapshot(0, bids=[(98.5, 0.25), (98.25, 1.0), (98.0, 2.0)], asks=[(100.0, 1.0), (101.0, 1.0)])
     assert not book.apply(with_texts(change(0, 0, asks=[(100.0, 1.0)]), [], [(100.0, 1.0)], wrong))

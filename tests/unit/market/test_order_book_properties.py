@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from market.book_checksum import okx_checksum
@@ -139,6 +139,7 @@ def test_checksums_do_for_numbers(history: list[tuple[str, Any]]) -> None:
 
 @pytest.mark.parametrize("chain", NUMBERED)
 @given(history=st.lists(CHANGES, min_size=1, max_size=60))
+@settings(max_examples=30)
 def test_without_faults_it_never_begins_anew(chain: BookChain, history: list[tuple[str, list[Event]]]) -> None:
     stream = FaultyStream(chain, None)
     stream.begin(0)
