@@ -10,9 +10,21 @@ FROM instruments i
 LEFT JOIN series s ON s.instrument_id = i.instrument_id AND s.timeframe = $3
 WHERE i.exchange = $1 AND i.symbol = $2;
 
+-- name: find_all_series
+-- What find_series tells, of each of (exchanges, symbols, timeframes), side by side.
+SELECT named.exchange, named.symbol, named.timeframe, i.instrument_id, s.revision, s.last_write, i.listed_at
+FROM unnest($1::text[], $2::text[], $3::integer[]) AS named (exchange, symbol, timeframe)
+LEFT JOIN instruments i ON i.exchange = named.exchange AND i.symbol = named.symbol
+LEFT JOIN series s ON s.instrument_id = i.instrument_id AND s.timeframe = named.timeframe;
+
 -- name: lock_series
--- Revision and last write of the series (instrument, timeframe), held until the transaction ends: one writer a series.
-SELECT revision, last_write FROM series WHERE instrument_id = $1 AND timeframe = $2 FOR UPDATE;
+-- Hold each series of (instruments, timeframes) until the transaction ends: one writer a series. In one order, so that
+-- two who write the same do not wait for each other in a circle.
+SELECT s.revision
+FROM unnest($1::integer[], $2::integer[]) AS held (instrument_id, timeframe)
+JOIN series s USING (instrument_id, timeframe)
+ORDER BY s.instrument_id, s.timeframe
+FOR UPDATE OF s;
 
 -- name: name_instrument
 -- Remember an instrument by its name alone (exchange, symbol, exchange_symbol, base, quote, kind); what is known stays.

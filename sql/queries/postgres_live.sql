@@ -17,21 +17,13 @@ SELECT pg_advisory_xact_lock(hashtext('chandlery trades'), instrument_id)
 FROM unnest($1::integer[]) AS held (instrument_id);
 
 -- name: insert_trades
--- Trades that were not there, one in each place of (instruments, event times, ids, numbers, prices, quantities, whether
--- the taker bought, receipt times, single trades).
+-- Trades that may be there, one in each place of (instruments, event times, ids, numbers, prices, quantities, taker
+-- sides, receipt times, single trades).
 INSERT INTO trade_history (instrument_id, event_time, trade_id, trade_number, price, quantity, taker_side, received_at,
                            trades)
-SELECT instrument_id, event_time, trade_id, trade_number, price, quantity,
-       CASE WHEN taker_buys THEN 'buy' ELSE 'sell' END, received_at, trades
-FROM unnest($1::integer[], $2::timestamptz[], $3::text[], $4::bigint[], $5::double precision[],
-            $6::double precision[], $7::boolean[], $8::timestamptz[], $9::integer[])
-    AS made (instrument_id, event_time, trade_id, trade_number, price, quantity, taker_buys, received_at, trades)
+SELECT * FROM unnest($1::integer[], $2::timestamptz[], $3::text[], $4::bigint[], $5::double precision[],
+                     $6::double precision[], $7::text[], $8::timestamptz[], $9::integer[])
 ON CONFLICT DO NOTHING;
-
--- name: insert_trade_ids
--- The ids of trades that are in no run (instruments, ids, event times).
-INSERT INTO trade_ids (instrument_id, trade_id, event_time)
-SELECT * FROM unnest($1::integer[], $2::text[], $3::timestamptz[]);
 
 -- name: have_trade_ids
 -- Those of (instruments) with trades that are in no run.

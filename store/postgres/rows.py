@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import asyncpg
@@ -30,36 +30,54 @@ async def find_series(connection: Connection, series: Series) -> SeriesKey | Non
     )
     if row is None or row["revision"] is None:
         return None
+    return await _key(connection, series, row)
+
+
+async def lock_all(connection: Connection, series: Iterable[Series]) -> dict[Series, SeriesKey]:
+    """The keys of series, made known if they were not, and held: no one else writes them until the transaction ends.
+
+    What many need is asked for at once: a minute closes for all of them together.
+    """
+    # In one order, as they are locked.
+    wanted = sorted(set(series), key=str)
+    found = await _find_all(connection, wanted)
+    if missing := [one for one in wanted if one not in found]:
+        names = [(one.exchange, one.symbol, one.symbol, *parts_of(one.symbol)) for one in missing]
+        await connection.executemany(QUERIES["name_instrument"], names)
+        rows = await _rows_of(connection, missing)
+        await connection.executemany(
+            QUERIES["add_series"], [(row["instrument_id"], row["timeframe"]) for row in rows]
+        )
+        found = await _find_all(connection, wanted)
+    # Another writer may have been here between the look and the lock: what it committed counts.
+    keys = [(key.instrument_id, key.timeframe) for key in found.values()]
+    if keys:
+        await connection.fetch(QUERIES["lock_series"], *zip(*keys, strict=True))
+        found = await _find_all(connection, wanted)
+    return found
+
+
+async def _find_all(connection: Connection, series: Sequence[Series]) -> dict[Series, SeriesKey]:
+    """The keys of those series that are stored."""
+    by_name = {(one.exchange, one.symbol, one.timeframe.seconds): one for one in series}
+    found = {}
+    for row in await _rows_of(connection, series):
+        if row["revision"] is not None:
+            one = by_name[row["exchange"], row["symbol"], row["timeframe"]]
+            found[one] = await _key(connection, one, row)
+    return found
+
+
+async def _rows_of(connection: Connection, series: Sequence[Series]) -> list[asyncpg.Record]:
+    names = [(one.exchange, one.symbol, one.timeframe.seconds) for one in series]
+    return await connection.fetch(QUERIES["find_all_series"], *zip(*names, strict=True)) if names else []
+
+
+async def _key(connection: Connection, series: Series, row: asyncpg.Record) -> SeriesKey:
     first = None
     if row["listed_at"] is None and series.timeframe.name == "3d":
         first = await connection.fetchval(QUERIES["first_open"], row["instrument_id"], series.timeframe.seconds)
     return SeriesKey.of(series, row["instrument_id"], row["revision"], row["last_write"], row["listed_at"], first)
-
-
-async def lock_series(connection: Connection, series: Series) -> SeriesKey:
-    """The key of a series, made known if it was not, and held: no one else writes it in this transaction's time."""
-    found = await find_series(connection, series)
-    if found is None:
-        base, quote, kind = parts_of(series.symbol)
-        await connection.execute(
-            QUERIES["name_instrument"], series.exchange, series.symbol, series.symbol, base, quote, kind
-        )
-        row = await connection.fetchrow(
-            QUERIES["find_series"], series.exchange, series.symbol, series.timeframe.seconds
-        )
-        assert row is not None
-        await connection.execute(QUERIES["add_series"], row["instrument_id"], series.timeframe.seconds)
-        found = SeriesKey(row["instrument_id"], series.timeframe.seconds, 0, 0, 0)
-    # Another writer may have been here between the look and the lock: what it committed counts.
-    await connection.fetchrow(QUERIES["lock_series"], found.instrument_id, found.timeframe)
-    locked = await find_series(connection, series)
-    assert locked is not None
-    return locked
-
-
-async def lock_all(connection: Connection, series: Iterable[Series]) -> dict[Series, SeriesKey]:
-    """:func:`lock_series` of many, in one order, so that two who write the same never wait in a circle."""
-    return {one: await lock_series(connection, one) for one in sorted(set(series), key=str)}
 
 
 async def read_candles(

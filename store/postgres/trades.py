@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import asyncpg
 import numpy as np
 
 import sql
+from market.errors import StoreUnusable
 from market.trade import Trade
 from store.postgres.connection import Connection
 from store.postgres.database import Database
@@ -26,6 +28,19 @@ from store.trade_runs import check_trades, span_of, unknown, with_lost, with_tra
 
 QUERIES = sql.queries("postgres_live")
 _LOWEST, _HIGHEST = -(2**63), 2**63 - 1
+#: Trades in one statement at most.
+_STATEMENT = 10_000
+_COLUMNS = (
+    "instrument_id",
+    "event_time",
+    "trade_id",
+    "trade_number",
+    "price",
+    "quantity",
+    "taker_side",
+    "received_at",
+    "trades",
+)
 
 
 class PostgresTrades:
@@ -51,10 +66,16 @@ class PostgresTrades:
             times = np.array([one.event_time for batch in some for one in batch.trades], np.int64)
             await self._partitions.make_for(times, "trade_history")
 
-        async def work(connection: Connection) -> TradesWritten:
-            return await _write(connection, self.schema.mode, some)
+        async def work(connection: Connection, careful: bool = False) -> TradesWritten:
+            return await _write(connection, self.schema.mode, some, careful)
 
-        return await self._database.write(work)
+        try:
+            return await self._database.write(work)
+        except StoreUnusable as error:
+            if not isinstance(error.__cause__, asyncpg.UniqueViolationError):
+                raise
+        # Somebody stored a trade and told no ledger; three times slower, no such row is met twice.
+        return await self._database.write(partial(work, careful=True))
 
     async def trades(
         self, exchange: str, symbol: str, start_ms: int, end_ms: int, *, limit: int | None = None
@@ -156,7 +177,11 @@ class _Instrument:
         return fresh
 
 
-async def _write(connection: Connection, mode: Mode, batches: Sequence[TradeBatch]) -> TradesWritten:
+async def _write(connection: Connection, mode: Mode, batches: Sequence[TradeBatch], careful: bool) -> TradesWritten:
+    """Write the batches.
+
+    :param careful: the table may have trades that are in no ledger.
+    """
     keys = await _held(connection, [(one.exchange, one.symbol) for one in batches])
     keyed = [(keys[one.exchange, one.symbol], one) for one in batches]
     state = await _look(connection, keyed)
@@ -167,20 +192,22 @@ async def _write(connection: Connection, mode: Mode, batches: Sequence[TradeBatc
         rows += fresh
         if not batch.dense:
             ids += fresh
-    if rows:
-        if mode is Mode.TIMESCALEDB:
-            # A hole may be filled long after its chunk was compressed.
-            await connection.execute(TIMESCALE_QUERIES["allow_decompression"])
-        await _insert(connection, rows)
+    if rows and mode is Mode.TIMESCALEDB:
+        # A hole may be filled long after its chunk was compressed.
+        await connection.execute(TIMESCALE_QUERIES["allow_decompression"])
+    inserted = await _insert(connection, rows, careful)
     if ids:
-        columns = zip(*((key, str(one.id), one.event_time) for key, one in ids), strict=True)
-        await connection.execute(QUERIES["insert_trade_ids"], *columns)
+        await connection.copy_records_to_table(
+            "trade_ids",
+            records=[(key, str(one.id), one.event_time) for key, one in ids],
+            columns=("instrument_id", "trade_id", "event_time"),
+        )
     await _replace_runs(
         connection,
         {key: one.before for key, one in state.items()},
         {key: one.after for key, one in state.items()},
     )
-    return TradesWritten(inserted=len(rows), known=sum(len(one.trades) for one in batches) - len(rows))
+    return TradesWritten(inserted=inserted, known=sum(len(one.trades) for one in batches) - inserted)
 
 
 async def _look(connection: Connection, keyed: Sequence[tuple[int, TradeBatch]]) -> dict[int, _Instrument]:
@@ -204,9 +231,11 @@ async def _look(connection: Connection, keyed: Sequence[tuple[int, TradeBatch]])
     return state
 
 
-async def _insert(connection: Connection, rows: Sequence[tuple[int, Trade]]) -> None:
-    columns = zip(
-        *(
+async def _insert(connection: Connection, trades: Sequence[tuple[int, Trade]], careful: bool) -> int:
+    """Insert trades, some in a statement, which has not for ever; how many."""
+    inserted = 0
+    for start in range(0, len(trades), _STATEMENT):
+        rows = [
             (
                 key,
                 one.event_time,
@@ -214,15 +243,18 @@ async def _insert(connection: Connection, rows: Sequence[tuple[int, Trade]]) -> 
                 one.id if isinstance(one.id, int) else None,
                 one.price,
                 one.quantity,
-                one.taker_buys,
+                "buy" if one.taker_buys else "sell",
                 one.received_at,
                 one.trades,
             )
-            for key, one in rows
-        ),
-        strict=True,
-    )
-    await connection.execute(QUERIES["insert_trades"], *columns)
+            for key, one in trades[start : start + _STATEMENT]
+        ]
+        if careful:
+            told = await connection.execute(QUERIES["insert_trades"], *zip(*rows, strict=True))
+        else:
+            told = await connection.copy_records_to_table("trade_history", records=rows, columns=_COLUMNS)
+        inserted += int(told.split()[-1])
+    return inserted
 
 
 async def _find(connection: Connection, exchange: str, symbol: str) -> int | None:
