@@ -22,7 +22,7 @@ from exchange.simulator.session import Session, Source, stream_of
 from exchange.simulator.stream_faults import Closed, ConnectionFaults, Cut
 
 #: Messages that are sent before others get their turn.
-_BURST = 64
+_BURST = 16
 _GOING_AWAY = 1001
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 from typing import Any
 
 import orjson
@@ -26,6 +27,8 @@ QUEUE_SIZE = 20_000
 _TICK = 0.05
 #: Messages queued before the sender gets its turn.
 _BURST = 500
+#: Messages sent before others get their turn.
+_SENT_AT_ONCE = 4
 _CLOSE_SECONDS = 1.0
 _MOST_STREAMS = 1024
 _METHODS = ("SUBSCRIBE", "UNSUBSCRIBE", "LIST_SUBSCRIPTIONS", "SET_PROPERTY", "GET_PROPERTY")
@@ -125,9 +128,12 @@ class StreamSession:
             await asyncio.sleep(_TICK)
 
     async def _send(self) -> None:
-        while True:
+        for count in itertools.count(1):
             data = await self._queue.get()
             await self._websocket.send_text(data.decode())
+            if count % _SENT_AT_ONCE == 0:
+                # Sending does not wait as long as there is room, and so never sees that the client is gone.
+                await asyncio.sleep(0)
 
     def _put(self, name: str, message: dict[str, Any]) -> None:
         data = orjson.dumps(message)

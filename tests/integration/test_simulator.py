@@ -20,6 +20,7 @@ import pyarrow as pa
 import pytest
 from websockets.asyncio.client import ClientConnection, connect
 
+from exchange.address import at_address
 from exchange.binance.wire import parse_agg_trades, parse_instrument, parse_klines
 from exchange.simulator.server import SimulatorConfig, running_simulator, serve_simulator
 from exchange.simulator.synthetic import LISTED_MS
@@ -269,19 +270,26 @@ async def test_kline_streams_close_every_candle_at_high_speed() -> None:
 async def test_unmodified_ccxt_streams_work() -> None:
     async with simulated(speed=60) as client:
         exchange = ccxt_streams.binance()
-        host = str(client.base_url).rstrip("/")
-        exchange.urls["api"] = {
-            name: host + "/" + url.split("/", 3)[3] if isinstance(url, str) and url.startswith("https://") else url
-            for name, url in exchange.urls["api"].items()
-        }
-        streams = host.replace("http", "ws", 1)
-        exchange.urls["api"]["ws"] = {**exchange.urls["api"]["ws"], "spot": f"{streams}/ws"}
+        exchange.urls["api"] = at_address(exchange.urls["api"], str(client.base_url).rstrip("/"))
         try:
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(40):
                 trades = await exchange.watch_trades("BTC/USDT")
                 assert trades[-1]["symbol"] == "BTC/USDT"
                 candles = await exchange.watch_ohlcv("ETH/USDT", "1m")
                 assert candles[-1][0] >= NOW - 30_000
+                mini = await exchange.watch_ticker("SOL/USDT")
+                assert mini["low"] <= mini["last"] <= mini["high"]
+                ticker = await exchange.watch_ticker("ETH/USDT", {"name": "ticker"})
+                assert ticker["bid"] < ticker["ask"]
+                best = await exchange.watch_bids_asks(["SOL/USDT"])
+                assert best["SOL/USDT"]["bid"] < best["SOL/USDT"]["ask"]
+                nonces = set()
+                for _ in range(10):
+                    # Raises where a change does not follow on from the one before it.
+                    book = await exchange.watch_order_book("BTC/USDT")
+                    assert book["bids"][0][0] < book["asks"][0][0]
+                    nonces.add(book["nonce"])
+                assert len(nonces) > 5
         finally:
             await exchange.close()
 

@@ -15,15 +15,17 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 _SERVE = """
-import asyncio, json, sys
+import json, sys
 from pathlib import Path
+
+import uvloop
 from exchange.simulator.server import SimulatorConfig, serve_simulator
 
 given = json.loads(sys.argv[1])
 for name in ("data", "faults", "replay"):
     given[name] = given[name] and Path(given[name])
 given["symbols"] = given["symbols"] and tuple(given["symbols"])
-asyncio.run(serve_simulator(SimulatorConfig(**given), lambda url: print("ready", url, flush=True)))
+uvloop.run(serve_simulator(SimulatorConfig(**given), lambda url: print("ready", url, flush=True)))
 """
 
 

@@ -91,8 +91,8 @@ def test_changes_lead_from_each_snapshot_to_the_later_ones(
     followed(markets[symbol].book, LISTED_MS + DAY_MS + start, waits)
 
 
-@given(prices=st.lists(st.integers(40_000, 300_000), min_size=2, max_size=8))
-@settings(max_examples=15)
+@given(prices=st.lists(st.integers(40_000, 300_000), min_size=2, max_size=5))
+@settings(max_examples=10)
 def test_the_price_may_jump_anywhere(prices: list[int]) -> None:
     steps = [STEP_MS * 2] * (len(prices) - 1)
     book = priced(lambda now_ms: prices[min(max((now_ms - NOW) // (2 * STEP_MS), 0), len(prices) - 1)])
@@ -105,7 +105,7 @@ def test_the_price_may_jump_anywhere(prices: list[int]) -> None:
     span=st.integers(200, 60_000) | st.integers(200_000, 400_000),
     share=st.floats(0, 1),
 )
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_joined_changes_lead_on_from_any_snapshot_in_between(
     markets: dict[str, Market], symbol: str, start: int, span: int, share: float
 ) -> None:
