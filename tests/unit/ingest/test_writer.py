@@ -64,6 +64,8 @@ class Bench:
         self.pauses = Pauses()
         self.rules = WriterRules(waiting=waiting, **rules)
         self.crowded: list[bool] = []
+        #: Rows that waited when it was told so.
+        self.waiting_then: list[int] = []
         self.durable: list[tuple[Batch, Landed]] = []
         self.registry = CollectorRegistry()
         self.metrics = WriterMetrics(self.registry)
@@ -76,12 +78,16 @@ class Bench:
             self.folder,
             self.clock,
             rules=self.rules,
-            on_crowded=self.crowded.append,
+            on_crowded=self._on_crowded,
             on_durable=lambda one, landed: self.durable.append((one, landed)),
             metrics=self.metrics,
             sleep=self.pauses,
         ) as self.writer:
             yield self.writer
+
+    def _on_crowded(self, crowded: bool) -> None:
+        self.crowded.append(crowded)
+        self.waiting_then.append(self.writer.status().waiting_rows)
 
     def put(self, first: int, last: int, symbol: str = "BTC/USDT") -> None:
         sink = self.writer.trade_sink("binance", symbol, True)
@@ -202,6 +208,21 @@ async def test_leaving_makes_durable_what_waits(bench: Bench) -> None:
         bench.candle(3)
     assert bench.store.trades == {"BTC/USDT": list(range(10))}
     assert len(bench.store.candles) == 1
+
+
+async def test_what_comes_while_leaving_does_not_wait_either(bench: Bench) -> None:
+    async with bench.opened():
+        bench.store.gate.clear()
+        bench.put(0, 10)
+
+        async def come_late() -> None:
+            await until(lambda: bench.store.under_way == 1)
+            bench.put(10, 15)
+            bench.store.gate.set()
+
+        late = asyncio.ensure_future(come_late())
+    await late
+    assert bench.store.trades == {"BTC/USDT": list(range(15))}
 
 
 async def test_leaving_by_an_error_does_too(bench: Bench) -> None:
@@ -574,6 +595,7 @@ async def test_the_streams_pause_above_the_mark_and_go_on_below(tmp_path: Path, 
         assert bench.crowded == [True, False, True]
         await writer.durable()
         assert bench.crowded == [True, False, True, False]
+        assert bench.waiting_then == [100, 10, 100, 30]
     assert bench.store.trades == {"BTC/USDT": list(range(130))}
     assert len(bench.store.candles) == 110
 
