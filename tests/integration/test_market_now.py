@@ -7,15 +7,20 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import ccxt.async_support as ccxt
 import pytest
 
 from exchange.budget import CUT, MOST, Purpose
+from exchange.ccxt_client import CcxtHistory
+from exchange.errors import WAIT_UNSAID
 from exchange.history import open_history
+from exchange.request_limits import PlainTariff, RequestLimits
 from exchange.simulator.server import SimulatorConfig, running_simulator
 from exchange.trade_page import TradePage
 from market.errors import ExchangeUnavailable, RateLimited
 from market.timeframe import ONE_MINUTE
 from market.trade import Trade
+from tests.unit.exchange.test_ccxt_client import Plain
 
 BTC = "BTC/USDT"
 #: A window that no test outlasts.
@@ -106,3 +111,28 @@ async def test_what_the_exchange_says_of_limits_reaches_the_budget(tmp_path: Pat
         with pytest.raises(RateLimited, match="asked to slow down") as held:
             await history.order_book(BTC)
         assert 390 < held.value.retry_after <= 400
+
+
+class Coded(Plain):
+    """An exchange that says in the body of a good answer that too much was asked."""
+
+    async def fetch_ticker(self, symbol: str, params: Any = None) -> Any:
+        await self.throttle(2.5)
+        raise ccxt.RateLimitExceeded("plain 200 OK {'code': '50011'}")
+
+
+async def test_a_refusal_without_a_status_reaches_the_budget_too(tmp_path: Path) -> None:
+    client = Coded({"urls": {"api": {"public": "https://plain.example"}}})
+    limits = RequestLimits(client, PlainTariff(client), tmp_path, Purpose.LIVE, longest_wait=1.0)
+    history = CcxtHistory(client, limits)
+    with pytest.raises(RateLimited, match="asks to slow down"):
+        await history.ticker("B/U")
+    (status,) = history.budgets()
+    assert (status.name, status.used) == ("plain.example", 2.5)
+    assert status.held_until is not None
+    with pytest.raises(RateLimited, match=r"plain\.example: it asked to slow down") as held:
+        await history.ticker("B/U")
+    assert held.value.retry_after == pytest.approx(WAIT_UNSAID, abs=2)
+    (still,) = history.budgets()
+    # Our own refusal is no refusal of the exchange: it prolongs nothing.
+    assert still.held_until == status.held_until
