@@ -179,9 +179,10 @@ async def test_wrong_topics_are_named(url: str) -> None:
 
 
 async def misbehaving(url: str, frames: list[str], enough: int) -> tuple[Heard, list[Exception]]:
-    """What is heard of trades from a socket that sends `frames` and, once there are enough, closes itself.
+    """What is heard of trades from a socket that sends `frames` and, once there are enough of them, closes itself.
 
-    The markets come from the exchange at `url`.
+    With 0 it closes at once, and the connection is paused all the time. The markets come from the exchange at
+    `url`.
     """
     topic = Topic(Channel.TRADES, "BTC/USDT")
     loaded = CcxtStreams("binance", url, settings=SETTINGS)
@@ -191,10 +192,13 @@ async def misbehaving(url: str, frames: list[str], enough: int) -> tuple[Heard, 
     async def serve_frames(connection: ServerConnection) -> None:
         request = json.loads(await connection.recv())
         await connection.send(json.dumps({"result": None, "id": request["id"]}))
-        for frame in frames:
-            await connection.send(frame)
-        await asyncio.gather(heard.done.wait(), entered.wait())
         sockets.append(connection)
+        async with asyncio.timeout(DEADLINE):
+            await entered.wait()
+            for frame in frames:
+                await connection.send(frame)
+            if enough:
+                await heard.done.wait()
         await connection.close(1012, "service restart")
 
     heard, ends, sockets, entered = Heard([topic], enough), [], [], asyncio.Event()
@@ -203,6 +207,8 @@ async def misbehaving(url: str, frames: list[str], enough: int) -> tuple[Heard, 
         client = CcxtStreams("binance", f"http://127.0.0.1:{socket.getsockname()[1]}", settings=SETTINGS)
         client._markets, client._currencies = loaded._markets, loaded._currencies
         async with client.connect(heard.listeners, heard.refused.append) as connection:
+            if not enough:
+                connection.pause()
             entered.set()
             async with asyncio.timeout(DEADLINE):
                 try:
@@ -238,6 +244,13 @@ async def test_the_end_of_the_socket_is_the_end_of_the_connection(url: str) -> N
     (messages,) = heard.messages.values()
     assert [one.id for one in messages] == list(range(300))
     assert "1012" in str(end)
+
+
+async def test_an_end_during_a_pause_is_one_too(url: str) -> None:
+    """ccxt alone has nobody to tell, and connects again afterwards, without what came in between."""
+    heard, ends = await misbehaving(url, [trade(at) for at in range(300)], 0)
+    assert "1012" in str(ends)
+    assert heard.messages == {}
 
 
 async def test_nobody_there_is_unavailable() -> None:
