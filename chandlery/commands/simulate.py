@@ -39,7 +39,7 @@ def simulate(
         seed=seed if seed is not None or data is not None or replay is not None else 1,
         symbols=None if symbols is None else tuple(symbols_of(symbols)),
         now_ms=instant(now, "--now"),
-        speed=speed_of(speed, replay is not None),
+        speed=speed_of(speed, is_replay=replay is not None),
         port=port,
         faults=faults,
         replay=replay,
@@ -51,7 +51,7 @@ def simulate(
         raise typer.Exit(0) from None
 
 
-def speed_of(text: str, is_replay: bool) -> float:
+def speed_of(text: str, *, is_replay: bool) -> float:
     """The number of ``--speed``; infinite for ``max``, which only a replay can be.
 
     :raises BadInput: naming ``--speed``.

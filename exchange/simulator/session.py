@@ -133,7 +133,7 @@ def stream_of(text: str) -> str:
     """
     if text.startswith('{"stream":"'):
         return text[11 : text.index('"', 11)]
-    document = orjson.loads(text)
+    document = orjson.loads(text) if text.startswith("{") else None
     if not isinstance(document, dict):
         return ""
     if "topic" in document:
