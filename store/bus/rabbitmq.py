@@ -9,7 +9,9 @@ that keeps a history is a plugin and has a seam.
 Where "now" is in a stream, a subscriber learns from a marker: an empty message of its own, which all others skip.
 The stream :data:`NEWS` has the names of all topics; a publisher writes there before the first message of a topic.
 Run and sequence are the headers of a message. The server drops the oldest of a stream by segments, so a ring has up
-to a segment more than its bytes; streams of topics that ended stay until somebody deletes them.
+to a segment more than its bytes; streams of topics that ended stay until somebody deletes them. A server
+(seen with 3.10) that is killed within a second of the first stream it ever made cannot use streams later: "home
+node is down or inaccessible". The status says so, and the server's data must be removed.
 """
 
 from __future__ import annotations

@@ -45,6 +45,7 @@ class Place:
     kill: Callable[[], None] | None = None
     start: Callable[[], object] | None = None
     process: Callable[[], int] | None = None
+    settle: Callable[[], None] = lambda: None
 
     @contextlib.asynccontextmanager
     async def opened(self, rules: BusRules | None = None) -> AsyncIterator[tuple[Bus, Bus]]:
@@ -73,7 +74,7 @@ def server(request: pytest.FixtureRequest) -> Iterator[Place]:
             yield Place(private.url, private.kill, private.start, lambda: process(private))
     else:
         rabbit = servers.rabbitmq()
-        yield Place(rabbit.url, rabbit.kill, rabbit.start, lambda: process(rabbit))
+        yield Place(rabbit.url, rabbit.kill, rabbit.start, lambda: process(rabbit), rabbit.settle)
         rabbit.start()
 
 
@@ -360,6 +361,7 @@ async def test_a_killed_server_is_waited_for(server: Place, name: str) -> None:
             assert payloads(await take(subscription, 10)) == numbered(10)
             waiting = asyncio.create_task(until(subscription, b"last"))
 
+            await asyncio.to_thread(server.settle)
             await asyncio.to_thread(server.kill)
             for number in range(10, 210):
                 bus.publish(topic, b"%d" % number)

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tests.support.redis_server import program, said
-from tests.support.server_process import ServerProcess, free_port
+from tests.support.server_process import ServerProcess, free_port, until
 
 RABBITMQ_PACKAGE = "rabbitmq-server"
 #: Debian's program on the PATH wants to be root and to use the system's folders; this is the server itself.
@@ -113,6 +113,17 @@ class PrivateRabbitMq(ServerProcess):
     def _ready(self) -> bool:
         # The header of the protocol is answered with a method frame on channel 0.
         return said(self.port, b"AMQP\x00\x00\x09\x01", b"\x01\x00\x00")
+
+    def settle(self) -> None:
+        """Wait until the server has noted on disk that it has streams: killed before, it never finds them again.
+
+        It does so half a second after the first one was made.
+        """
+        until(self._has_noted_streams, "RabbitMQ notes that it has streams")
+
+    def _has_noted_streams(self) -> bool:
+        notes = self.folder.glob("data/*/coordination/**/names.dets")
+        return any(b"rabbit_stream_coordinator" in note.read_bytes() for note in notes)
 
     def close(self) -> None:
         # Nothing of it is wanted any more, and stopping in order takes seconds.
