@@ -20,7 +20,7 @@ import structlog
 
 from exchange.stream import Connection, Listener, RefusedMessage, StreamClient
 from ingest.route import Route, RouteStatus
-from market.book_message import BookChain
+from market.book_message import BookChain, BookStart
 from market.channel import Channel, Topic
 from market.clock import Clock
 from market.errors import ChandleryError, ExchangeRefused, ExchangeUnavailable, NotFound, RateLimited, Retryable
@@ -40,9 +40,9 @@ class RouterRules:
     half_dead_after: float = 60.0
     #: Before opening a connection again; doubled up to the longest while it fails.
     first_wait: float = 0.5
-    longest_wait: float = 30.0
+    longest_wait: float = 15.0
     #: A connection that lasted this long is a success: the next pause is the first one again.
-    lasting: float = 10.0
+    lasting: float = 3.0
     #: How long both connections are kept where one replaces the other.
     overlap: float = 5.0
 
@@ -290,6 +290,8 @@ class Router:
         """True where messages that come on two connections can be told apart, by their numbers."""
         rules = self._client.rules
         channels = {topic.channel for topic in keeper.routes}
-        books = Channel.ORDER_BOOKS not in channels or rules.book_chain is not BookChain.CONNECTION
+        # A stream that begins with the whole book would bring it in between the other one's changes.
+        numbered = rules.book_chain is not BookChain.CONNECTION and rules.book_start is BookStart.REST
+        books = Channel.ORDER_BOOKS not in channels or numbered
         trades = Channel.TRADES not in channels or rules.dense_trade_ids
         return books and trades

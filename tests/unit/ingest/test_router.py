@@ -12,7 +12,7 @@ import pytest
 from exchange.stream import Connection, Listener, RefusedMessage, StreamRules
 from ingest.route import Path, RouteStatus
 from ingest.router import Router, RouterRules
-from market.book_message import BookChain
+from market.book_message import BookChain, BookStart
 from market.channel import Channel, Topic
 from market.errors import ExchangeUnavailable, StoreUnusable
 from tests.conftest import ManualClock
@@ -195,7 +195,8 @@ async def test_a_connection_is_replaced_before_its_life_ends_without_a_pause() -
 @pytest.mark.parametrize(
     "rules, channel",
     [
-        ({"book_chain": BookChain.CONNECTION}, Channel.ORDER_BOOKS),
+        ({"book_chain": BookChain.CONNECTION, "book_start": BookStart.REST}, Channel.ORDER_BOOKS),
+        ({"book_chain": BookChain.COUNTED, "book_start": BookStart.STREAM}, Channel.ORDER_BOOKS),
         ({"dense_trade_ids": False}, Channel.TRADES),
     ],
 )
