@@ -26,9 +26,9 @@ SELECT * FROM unnest($1::integer[], $2::timestamptz[], $3::text[], $4::bigint[],
 ON CONFLICT DO NOTHING;
 
 -- name: have_trade_ids
--- Those of (instruments) with trades that are in no run.
-SELECT instrument_id FROM unnest($1::integer[]) AS asked (instrument_id)
-WHERE EXISTS (SELECT FROM trade_ids t WHERE t.instrument_id = asked.instrument_id);
+-- Those of (instruments) with trades that are in no run. Looked up one by one, as below.
+SELECT asked.instrument_id FROM unnest($1::integer[]) AS asked (instrument_id)
+CROSS JOIN LATERAL (SELECT FROM trade_ids t WHERE t.instrument_id = asked.instrument_id LIMIT 1) AS stored;
 
 -- name: known_trade_ids
 -- Of (instruments, ids), those that are stored. Looked up one by one: a plan made for any arguments would read them all.
@@ -51,9 +51,9 @@ SELECT trade_id, trade_number, price, quantity, event_time, taker_side, received
 WHERE instrument_id = $1 AND event_time = $2 AND trade_id = $3;
 
 -- name: read_newest_trade
--- The latest trade of (instrument).
+-- The latest trade of (instrument, start).
 SELECT trade_id, trade_number, price, quantity, event_time, taker_side, received_at, trades FROM trade_history
-WHERE instrument_id = $1
+WHERE instrument_id = $1 AND event_time >= $2
 ORDER BY event_time DESC, trade_number DESC NULLS FIRST, trade_id COLLATE "C" DESC
 LIMIT 1;
 

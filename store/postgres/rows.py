@@ -34,7 +34,7 @@ async def find_series(connection: Connection, series: Series) -> SeriesKey | Non
 
 
 async def lock_all(connection: Connection, series: Iterable[Series]) -> dict[Series, SeriesKey]:
-    """The keys of series, made known if they were not, and held: no one else writes them until the transaction ends.
+    """The keys of series, made known if they were not, and held until the transaction ends.
 
     What many need is asked for at once: a minute closes for all of them together.
     """

@@ -12,7 +12,9 @@ import asyncpg
 import numpy as np
 
 import sql
+from market.clock import Clock
 from market.errors import StoreUnusable
+from market.timeframe import DAY_MS
 from market.trade import Trade
 from store.postgres.connection import Connection
 from store.postgres.database import Database
@@ -48,6 +50,7 @@ class PostgresTrades:
 
     schema: Schema
     _database: Database
+    _clock: Clock
     _partitions: Partitions | None
 
     async def write_trades(self, batches: Sequence[TradeBatch]) -> TradesWritten:
@@ -109,7 +112,9 @@ class PostgresTrades:
             row = None
             if run is not None:
                 row = await connection.fetchrow(QUERIES["read_trade"], key, run["last_time"], str(run["last_id"]))
-            row = row or await connection.fetchrow(QUERIES["read_newest_trade"], key)
+            # Of a day first: a look into all partitions locks them all.
+            for since in (self._clock.now_ms() - DAY_MS, _LOWEST):
+                row = row or await connection.fetchrow(QUERIES["read_newest_trade"], key, since)
             return None if row is None else _to_trade(row)
 
         return await self._database.read(work)

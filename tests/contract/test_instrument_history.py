@@ -6,8 +6,6 @@ from dataclasses import replace
 from decimal import Decimal
 from typing import Any
 
-import pytest
-
 from market.instrument import Instrument
 from tests.support.made_candles import batch, made
 
@@ -36,25 +34,25 @@ CHANGES: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("change", CHANGES, ids=str)
-async def test_a_change_counts_from_when_it_was_said(store: Any, clock: Any, change: dict[str, Any]) -> None:
+async def test_a_change_counts_from_when_it_was_said(store: Any, clock: Any) -> None:
+    old = {f"exchange{number}": replace(BTC, exchange=f"exchange{number}") for number in range(len(CHANGES))}
+    new = {name: replace(old[name], **change) for name, change in zip(old, CHANGES, strict=True)}
     start = clock.now_ms()
-    await store.save_instruments([BTC, OKX])
+    await store.save_instruments([*old.values()])
     clock.advance(1000)
-    await store.save_instruments([replace(BTC, **change)])
+    await store.save_instruments([*new.values()])
     clock.advance(1000)
-    changed = replace(BTC, **change)
-    assert await store.instruments("binance") == [changed]
-    assert await store.instruments("binance", start - 1) == []
-    assert await store.instruments("binance", start) == [BTC]
-    assert await store.instruments("binance", start + 999) == [BTC]
-    assert await store.instruments("binance", start + 1000) == [changed]
-    assert await store.instruments(as_of_ms=start + 5000) == [changed, OKX]
+    for name in old:
+        assert await store.instruments(name) == [new[name]]
+        assert await store.instruments(name, start - 1) == []
+        assert await store.instruments(name, start) == [old[name]]
+        assert await store.instruments(name, start + 999) == [old[name]]
+        assert await store.instruments(name, start + 1000) == [new[name]]
+    assert await store.instruments(as_of_ms=start + 5000) == [*new.values()]
     clock.advance(1000)
-    await store.save_instruments([BTC])
-    assert await store.instruments("binance", start + 2999) == [changed]
-    # When it was listed is not forgotten where somebody does not say.
-    assert await store.instruments("binance", start + 3000) == [BTC]
+    await store.save_instruments([*old.values()])
+    assert await store.instruments(as_of_ms=start + 2999) == [*new.values()]
+    assert await store.instruments(as_of_ms=start + 3000) == [*old.values()]
 
 
 async def test_what_is_said_again_changes_nothing(store: Any, clock: Any) -> None:

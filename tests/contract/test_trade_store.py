@@ -167,25 +167,26 @@ async def test_a_lost_run_may_be_all_that_is_known(store: Any) -> None:
     assert await store.newest_trade("okx", "SOL/USDT") is None
 
 
-@pytest.mark.parametrize(
-    ("wrong", "dense", "named"),
-    [
-        (trade(1, id=2**63), True, "id"),
-        (trade(1, id="1"), True, "id"),
-        (trade(1, id=""), False, "id"),
-        (trade(1, id="a\0b"), False, "id"),
-        (trade(1, id="\ud800"), False, "id"),
-        (trade(1)._replace(price=float("nan")), True, "price"),
-        (trade(1)._replace(quantity=float("nan")), False, "price"),
-    ],
-    ids=str,
-)
-async def test_what_cannot_be_stored_is_refused_with_everything_beside_it(
-    store: Any, wrong: Any, dense: bool, named: str
-) -> None:
-    batch = TradeBatch(exchange="okx", symbol=SYMBOL, trades=[trade(0), wrong], dense=dense)
-    with pytest.raises(BadInput, match=named):
-        await store.write_trades([counted([1]), batch])
+#: A trade that cannot be stored, whether the exchange counts, and what the error names.
+WRONG = [
+    (trade(1, id=2**63), True, "id"),
+    (trade(1, id="1"), True, "id"),
+    (trade(1, id=""), False, "id"),
+    (trade(1, id="a\0b"), False, "id"),
+    (trade(1, id="\ud800"), False, "id"),
+    (trade(1)._replace(price=float("nan")), True, "price"),
+    (trade(1)._replace(quantity=float("nan")), False, "quantity"),
+    (trade(1)._replace(event_time=1_700_000_000), True, "event_time"),
+    (trade(1)._replace(received_at=2**60), True, "received_at"),
+]
+
+
+async def test_what_cannot_be_stored_is_refused_with_everything_beside_it(store: Any) -> None:
+    for wrong, dense, named in WRONG:
+        batch = TradeBatch(exchange="okx", symbol=SYMBOL, trades=[trade(0), wrong], dense=dense)
+        with pytest.raises(BadInput) as caught:
+            await store.write_trades([counted([1]), batch])
+        assert named in caught.value.field
     assert await store.trades(EXCHANGE, SYMBOL, *EVER) == []
 
 
@@ -254,12 +255,13 @@ async def test_the_same_message_for_the_same_reason_is_counted(store: Any) -> No
     assert found == [message(1, received_at=1_700_000_000_500, times=3), message(1, reason="another")]
 
 
-@pytest.mark.parametrize("raw", ["\0\0", "\ud800 alone", "é'\"\\;--", "x" * 100_000, ""])
-async def test_any_text_can_be_kept(store: Any, raw: str) -> None:
-    await store.refuse_messages([message(1, raw=raw, reason=raw)])
-    await store.refuse_messages([message(1, raw=raw, reason=raw)])
-    (found,) = await store.refused_messages(EXCHANGE)
-    assert found == replace(message(1, raw=raw, reason=raw).storable(), times=2)
+async def test_any_text_can_be_kept(store: Any) -> None:
+    for number, raw in enumerate(["\0\0", "\ud800 alone", "é'\"\\;--", "x" * 100_000, ""]):
+        one = message(1, exchange=f"exchange{number}", raw=raw, reason=raw)
+        await store.refuse_messages([one])
+        await store.refuse_messages([one])
+        (found,) = await store.refused_messages(one.exchange)
+        assert found == replace(one.storable(), times=2)
 
 
 async def test_of_each_exchange_the_newest_are_kept(store: Any, monkeypatch: pytest.MonkeyPatch) -> None:
