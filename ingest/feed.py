@@ -26,8 +26,9 @@ from ingest.publisher import Publisher
 from ingest.router import Router
 from ingest.settle_check import SettleChecker
 from ingest.writer import Writer
+from market.channel import Channel
 from market.clock import Clock
-from market.errors import ExchangeRefused, Mismatch, Retryable
+from market.errors import ExchangeRefused, Mismatch, NotFound, Retryable
 from market.instrument import Instrument, Series
 from market.timeframe import Timeframe
 from store.bus.bus import Bus
@@ -151,7 +152,13 @@ class Feed:
         publisher: Publisher | None,
     ) -> list[Coroutine[Any, Any, None]]:
         """What keeps the streams and their routes going."""
-        client = streams({one.symbol: one.exchange_symbol for one in instruments})
+        try:
+            client = streams({one.symbol: one.exchange_symbol for one in instruments})
+        except NotFound as error:
+            if self._rules.channels != {Channel.CANDLES}:
+                raise
+            log.warning("candles come over REST alone", exchange=self._history.exchange, reason=str(error))
+            return []
         router = Router(client, self._local, refused=writer.refused, rules=self._rules.router, sleep=self._sleep)
         routes = FeedRoutes(
             self._history,

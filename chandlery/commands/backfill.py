@@ -70,7 +70,8 @@ async def fill(
     again: bool,
 ) -> list[SeriesReport]:
     """Backfill with a progress bar on stderr."""
-    async with opened_store(settings) as store, opened_exchange(exchange, url) as history:
+    asking = opened_exchange(exchange, url, settings.limits_folder)
+    async with opened_store(settings) as store, asking as history:
         with backfill_bar() as bar:
             rules = BackfillRules(settle_ms=settings.settle_ms, concurrency=settings.concurrency, again=again)
             return await backfill(history, store, CLOCK, symbols, timeframe, wanted, rules=rules, progress=bar)
