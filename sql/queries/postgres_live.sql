@@ -26,9 +26,11 @@ SELECT * FROM unnest($1::integer[], $2::timestamptz[], $3::text[], $4::bigint[],
 ON CONFLICT DO NOTHING;
 
 -- name: have_trade_ids
--- Those of (instruments) with trades that are in no run. Looked up one by one, as below.
+-- Those of (instruments) with trades that are in no run. Without an order the server may hope to meet one of them soon
+-- and read the ids of all others.
 SELECT asked.instrument_id FROM unnest($1::integer[]) AS asked (instrument_id)
-CROSS JOIN LATERAL (SELECT FROM trade_ids t WHERE t.instrument_id = asked.instrument_id LIMIT 1) AS stored;
+CROSS JOIN LATERAL (SELECT FROM trade_ids t WHERE t.instrument_id = asked.instrument_id
+                    ORDER BY t.trade_id LIMIT 1) AS stored;
 
 -- name: known_trade_ids
 -- Of (instruments, ids), those that are stored. Looked up one by one: a plan made for any arguments would read them all.

@@ -31,14 +31,26 @@ from tests.support.filled_year import INSTRUMENTS
 from tests.support.postgres_server import PrivatePostgres
 
 QUERIES = sql.queries("postgres")
+LIVE = sql.queries("postgres_live")
 TIMESCALE = sql.queries("timescaledb")
 #: What is large, or grows with the candles.
 LARGE = re.compile(
-    r"\b(candles|candle_corrections|candle_chunks|coverage|quarantine|aggregates_due|candles_(5m|15m|1h|4h|1d))\b"
+    r"\b(candles|candle_corrections|candle_chunks|coverage|quarantine|aggregates_due|candles_(5m|15m|1h|4h|1d)|"
+    r"trade_history|trade_ids|trade_runs|message_quarantine)\b"
 )
 #: Tables by the names that partitions and chunks have in a plan.
-PARTITION = re.compile(r"candles_(\d{4}_\d\d|default)|_hyper_\d+_\d+_chunk")
-BESIDE = ("candle_corrections", "candle_chunks", "coverage", "quarantine", "aggregates_due")
+PARTITION = re.compile(r"(candles|trade_history)_(\d{4}_\d\d|default)|_hyper_\d+_\d+_chunk")
+BESIDE = (
+    "candle_corrections",
+    "candle_chunks",
+    "coverage",
+    "quarantine",
+    "aggregates_due",
+    "trade_ids",
+    "trade_runs",
+    "message_quarantine",
+)
+DEFAULTS = {"candles_default", "trade_history_default"}
 DAY = 1440
 #: A batch of a compressed chunk: no fewer rows can be unpacked.
 PACKED = 1000
@@ -132,6 +144,29 @@ CASES = [
     Case("read_quarantine", ("5", "60", "100"), 100),
     Case("read_quarantine", (str(INSTRUMENTS), "60", "100"), 0, label="of a sound series"),
 ]
+#: On TimescaleDB a chunk of trades is an hour, and has 360 of two instruments each: a few pages.
+LIVE_CASES = [
+    Case("read_trades", ("1", instant("2023-05-10"), instant("2023-05-10T01:00Z"), "NULL"), SMALL, 1, 1),
+    Case("read_trades", ("1", instant("2023-05-10"), instant("2023-06-20"), "100"), SMALL, 2, label="limited"),
+    Case("read_trade", ("1", instant("2023-05-10"), "'77761'"), 1, 1),
+    Case("read_newest_trade", ("1", instant("2023-06-29")), 4, 13),
+    Case("insert_trades", (
+        "ARRAY[1, 1]", f"ARRAY[{instant('2023-05-10')}, {instant('2023-05-11')}]", "ARRAY['77761', 'x']",
+        "ARRAY[77761, NULL]::bigint[]", "ARRAY[1.0, 1]", "ARRAY[1.0, 1]", "ARRAY['buy', 'sell']",
+        f"ARRAY[{NOW}, {NOW}]", "ARRAY[1, 1]",
+    ), 2, 2),
+    Case("have_trade_ids", ("ARRAY[1, 2, 3]",), 1),
+    Case("known_trade_ids", ("ARRAY[2, 2, 3]", "ARRAY[md5('2023-05-10 00:00:00+00'), 'none', 'x']"), 1),
+    Case("read_trade_runs", ("ARRAY[1, 3]", "ARRAY[1050, 400000]", "ARRAY[1300, 400500]"), 20),
+    Case("read_trade_runs", ("ARRAY[1]", "ARRAY[(-2)::bigint ^ 62]::bigint[]", "ARRAY[2::bigint ^ 62]::bigint[]"),
+         5001, label="of an instrument"),
+    Case("newest_trade_run", ("1",), 1),
+    Case("delete_trade_run", ("1", "100"), 1),
+    Case("insert_trade_run", ("1", "91", "92", NOW, NOW, "'lost'", "'gone'"), 0),
+    Case("keep_message", ("'exchange1'", "NULL", "NULL", "'no price'", "'message 1'", "md5('1')", NOW, "1"), 1),
+    Case("delete_old_messages", ("'exchange1'", "9900"), 9900 + 1 + 2 * 100),
+    Case("read_messages", ("'exchange1'", "100"), 100),
+]  # fmt: skip
 #: Query -> candles of five days.
 AGGREGATED = {
     f"read_candles_{name}": 5 * count
@@ -155,6 +190,10 @@ EXCUSED = {
     "count_all": "one small row for a day of each series",
     "count_default_rows": "the default partition, which is empty as a rule",
     "make_staging": "makes a table",
+    "drop_staging": "drops a table",
+    "delete_trade_ids": "what is older than months, once a day",
+    "drop_trade_chunks": "whole chunks",
+    "drop_trade_partitions": "whole partitions",
     "list_aggregates_due": "everything that waits, a few rows as a rule",
     "refresh_aggregate": "what has changed of one aggregate",
     "erased_days": "what was dropped, a day at a time",
@@ -291,16 +330,22 @@ def assert_good(case: Case, plan: dict[str, Any], kind: str) -> None:
     assert not read_whole(plan), shown
     assert looked_at(plan) <= case.rows, (looked_at(plan), shown)
     # Where the default partition could hold rows as well, it is looked into.
-    there = partitions(plan, opened=True) - {"candles_default"}
+    there = partitions(plan, opened=True) - DEFAULTS
     assert len(there) <= case.opened, (there, shown)
     if case.planned is not None and kind == "force_custom_plan":
-        assert len(partitions(plan, opened=False) - {"candles_default"}) <= case.planned, shown
+        assert len(partitions(plan, opened=False) - DEFAULTS) <= case.planned, shown
 
 
 @pytest.mark.parametrize("kind", ["force_custom_plan", "force_generic_plan"])
 @pytest.mark.parametrize("case", CASES, ids=str)
 async def test_a_query_reads_what_it_must(year: Year, case: Case, kind: str) -> None:
     assert_good(case, await year.explained(case, QUERIES[case.name], kind), kind)
+
+
+@pytest.mark.parametrize("kind", ["force_custom_plan", "force_generic_plan"])
+@pytest.mark.parametrize("case", LIVE_CASES, ids=str)
+async def test_a_query_of_live_data_reads_what_it_must(year: Year, case: Case, kind: str) -> None:
+    assert_good(case, await year.explained(case, LIVE[case.name], kind), kind)
 
 
 @pytest.mark.parametrize("kind", ["force_custom_plan", "force_generic_plan"])
@@ -375,12 +420,14 @@ async def locked(connection: Connection) -> int:
     names = await connection.fetch(
         "SELECT relation::regclass::text AS name FROM pg_locks WHERE pid = pg_backend_pid() AND relation > 0"
     )
-    found = {row["name"].rpartition(".")[2] for row in names} - {"candles_default"}
+    found = {row["name"].rpartition(".")[2] for row in names} - DEFAULTS
     return len([name for name in found if PARTITION.fullmatch(name)])
 
 
 @pytest.mark.parametrize(
-    ("queries", "cases"), [(QUERIES, CASES), (TIMESCALE, TIMESCALE_CASES)], ids=["postgres", "timescaledb"]
+    ("queries", "cases"),
+    [(QUERIES, CASES), (LIVE, LIVE_CASES), (TIMESCALE, TIMESCALE_CASES)],
+    ids=["postgres", "live", "timescaledb"],
 )
 def test_every_query_over_a_large_table_has_a_case(queries: dict[str, str], cases: list[Case]) -> None:
     over_large = {name for name, text in queries.items() if LARGE.search(text)}

@@ -67,6 +67,30 @@ SELECT CASE WHEN n % 2 = 0 THEN 1 ELSE 1 + n % {INSTRUMENTS - 1} END, 60,
        '{START}'::timestamptz + n * INTERVAL '1 minute', 'negative volume', 'row ' || n, 'rest', '2024-01-01'
 FROM generate_series(1, 100000) n;
 """
+#: Two months of trades of the first instruments, one every ten seconds; those of the second have ids
+#: that count nothing. Every instrument has runs with holes.
+TRADES = "2023-05-01", "2023-06-30"
+TRADED = 2
+_TRADES = f"""
+SET timezone = 'UTC';
+INSERT INTO trade_history (instrument_id, event_time, trade_id, trade_number, price, quantity, taker_side,
+                           received_at)
+SELECT n, t, CASE n WHEN 2 THEN md5(t::text) ELSE number::text END, CASE n WHEN 2 THEN NULL ELSE number END, 100, 1,
+       'buy', t
+FROM (SELECT t, row_number() OVER (ORDER BY t) AS number
+      FROM generate_series('{TRADES[0]}'::timestamptz, '{TRADES[1]}', '10 seconds') t) times,
+     generate_series(1, {TRADED}) n;
+INSERT INTO trade_ids (instrument_id, trade_id, event_time)
+SELECT 2, trade_id, event_time FROM trade_history WHERE instrument_id = 2;
+INSERT INTO trade_runs (instrument_id, first_id, last_id, first_time, last_time, state)
+SELECT n, 100 * i, 100 * i + 90, '2023-05-01'::timestamptz + i * INTERVAL '1000 seconds',
+       '2023-05-01'::timestamptz + i * INTERVAL '1000 seconds' + INTERVAL '900 seconds', 'present'
+FROM generate_series(0, 5000) i, generate_series(1, {INSTRUMENTS}) n;
+INSERT INTO message_quarantine (exchange, reason, raw, digest, received_at, times)
+SELECT 'exchange' || n % 10, 'no price', 'message ' || n, md5(n::text),
+       '2023-05-01'::timestamptz + n * INTERVAL '1 second', 1
+FROM generate_series(1, 100000) n;
+"""
 _DUE = f"""
 INSERT INTO aggregates_due (instrument_id, interval_start, interval_end)
 SELECT 1 + n % {INSTRUMENTS}, t, t + INTERVAL '10 minutes'
@@ -80,6 +104,7 @@ def fill(server: PrivatePostgres, database: str, mode: Mode) -> int:
     if mode is Mode.PLAIN:
         days = f"generate_series('{START}'::timestamptz, '{END}', '15 days')"
         server.sql(database, f"SELECT make_monthly_partitions('candles', 'open_time', ARRAY(SELECT {days}))")
+        server.sql(database, f"SELECT make_monthly_partitions('trade_history', 'event_time', ARRAY(SELECT {days}))")
 
     def month(number: int) -> None:
         server.sql(
@@ -95,6 +120,7 @@ def fill(server: PrivatePostgres, database: str, mode: Mode) -> int:
     with ThreadPoolExecutor(2) as threads:
         list(threads.map(month, range(1, 13)))
     server.sql(database, _BESIDE)
+    server.sql(database, _TRADES)
     if mode is Mode.TIMESCALEDB:
         server.sql(database, _DUE)
         old = f"show_chunks('candles', older_than => '{COMPRESSED_BEFORE}'::timestamptz)"
