@@ -25,6 +25,7 @@ from ingest.live import LiveRules, LiveStatus
 from ingest.metrics import WriterMetrics
 from ingest.route import SilenceRules
 from ingest.writer import Writer, WriterRules
+from ingest.writer_status import OnDurable
 from market.errors import Terminal
 from market.timeframe import Timeframe
 from store.bus.opening import opened_bus
@@ -79,9 +80,11 @@ async def opened_feed(
     store: FeedStore,
     memory: LiveMarket,
     on_status: Callable[[LiveStatus], None] | None = None,
+    on_durable: OnDurable | None = None,
 ) -> AsyncIterator[OpenedFeed]:
     """A feed, ready to run; what its writer holds is made durable at the end.
 
+    :param on_durable: told of every batch of the streams that became durable.
     :raises StoreUnusable: on leaving, where neither the store nor the journal can be written.
     """
     registry = CollectorRegistry()
@@ -110,6 +113,7 @@ async def opened_feed(
                 CLOCK,
                 rules=WriterRules(journal_bytes=settings.journal_bytes),
                 on_crowded=feed.crowded,
+                on_durable=on_durable,
                 metrics=WriterMetrics(registry),
             )
         )
