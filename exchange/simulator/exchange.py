@@ -17,10 +17,16 @@ class ListedMarket:
     open: Callable[[], Market]
     #: From when the exchange shows it.
     listed_ms: int
+    #: From when it is no longer traded, nor shown; None for never.
+    delisted_ms: int | None = None
+
+    def trades_at(self, now_ms: int) -> bool:
+        """Whether it is there at that time."""
+        return self.listed_ms <= now_ms and (self.delisted_ms is None or now_ms < self.delisted_ms)
 
 
 class Exchange:
-    """Markets by their exchange symbol, seen at the clock's time. A market not yet listed then does not exist."""
+    """Markets by their exchange symbol, seen at the clock's time. A market not listed then does not exist."""
 
     def __init__(
         self, clock: Clock, listed: Mapping[str, ListedMarket], allowance: Allowance | None = None
@@ -42,9 +48,9 @@ class Exchange:
         return behind
 
     def market(self, exchange_symbol: str) -> Market | None:
-        """The market called ``BTCUSDT``, or None if there is none (yet)."""
+        """The market called ``BTCUSDT``, or None if there is none (yet, or any more)."""
         listed = self._listed.get(exchange_symbol)
-        if listed is None or listed.listed_ms > self.now_ms():
+        if listed is None or not listed.trades_at(self.now_ms()):
             return None
         if exchange_symbol not in self._markets:
             self._markets[exchange_symbol] = listed.open()

@@ -6,8 +6,8 @@ import asyncio
 import contextlib
 import signal
 import socket
-from collections.abc import AsyncIterator, Callable, Iterator, MutableMapping
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, MutableMapping
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,8 @@ class SimulatorConfig:
     seed: int | None = None
     #: ccxt unified; None for all that are recorded, or three made-up ones.
     symbols: tuple[str, ...] | None = None
+    #: Made-up markets that are no longer traded from some time on, epoch milliseconds; by unified symbol.
+    delisted: Mapping[str, int] = field(default_factory=dict)
     #: Exchange time at the start, epoch milliseconds; None for the end of the recorded data, or the machine's time.
     now_ms: int | None = None
     #: Exchange seconds per real second.
@@ -111,7 +113,11 @@ def _synthetic(config: SimulatorConfig) -> Exchange:
     if config.now_ms is not None and not LISTED_MS <= config.now_ms < LATEST_MS:
         raise BadInput("--now", iso(config.now_ms), f"an instant from {iso(LISTED_MS)} on, when trading began")
     listed = {
-        market.listing.exchange_symbol: ListedMarket(open=partial(_same, market), listed_ms=LISTED_MS)
+        market.listing.exchange_symbol: ListedMarket(
+            open=partial(_same, market),
+            listed_ms=LISTED_MS,
+            delisted_ms=config.delisted.get(market.listing.symbol),
+        )
         for market in markets
     }
     return Exchange(ExchangeClock(config.now_ms, config.speed), listed, config.allowance)

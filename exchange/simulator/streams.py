@@ -121,6 +121,9 @@ class StreamSession:
         while True:
             now_ms = self._exchange.now_ms()
             for name, one in list(self._subscriptions.items()):
+                if self._exchange.market(name.split("@")[0].upper()) is None:
+                    # No longer traded: the stream stays subscribed, and silent.
+                    continue
                 for count, message in enumerate(one.messages(now_ms), 1):
                     if count % _BURST == 0:
                         await asyncio.sleep(0)

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ def simulated_exchange(
     data: Path | None = None,
     seed: int | None = None,
     symbols: Sequence[str] | None = None,
+    delisted: Mapping[str, int] | None = None,
     now_ms: int | None = None,
     speed: float = 1.0,
     faults: Sequence[dict[str, Any]] = (),
@@ -58,6 +59,7 @@ def simulated_exchange(
         "data": None if data is None else str(data),
         "seed": seed,
         "symbols": symbols,
+        "delisted": dict(delisted or {}),
         "now_ms": now_ms,
         "speed": speed,
         "port": 0,
