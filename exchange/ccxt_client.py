@@ -50,6 +50,8 @@ _PAGE_UNKNOWN = 200
 _LARGEST_PAGE = 1000
 #: No exchange's page of trades is shorter.
 _FEWEST_ON_A_PAGE = 20
+#: Markets that were asked for so long ago are asked for again, where somebody wants them all.
+_MARKETS_KEPT_MS = 600_000
 #: How far behind its own time an exchange's newest candle may be, in buckets.
 _NEWEST_BUCKETS = 3
 
@@ -70,6 +72,8 @@ class CcxtHistory:
         self._clock = clock or SystemClock()
         #: Symbols whose order book is served with as many levels as the exchange likes only.
         self._own_levels: set[str] = set()
+        #: When the markets were last asked for, epoch milliseconds of our clock.
+        self._loaded_ms = 0
         #: ccxt's id.
         self.exchange: str = exchange.id
 
@@ -146,8 +150,9 @@ class CcxtHistory:
         return found
 
     async def instruments(self) -> list[Instrument]:
-        """Every market of the exchange."""
-        await self._load_markets()
+        """Every market of the exchange as it is now, or was a few minutes ago at most."""
+        if not self._ccxt.markets or not 0 <= self._clock.now_ms() - self._loaded_ms < _MARKETS_KEPT_MS:
+            await self._load_markets()
         return [self._instrument(market) for market in self._ccxt.markets.values()]
 
     async def server_time(self) -> int:
@@ -249,10 +254,11 @@ class CcxtHistory:
 
     async def _load_markets(self) -> None:
         async with self._calling():
-            # ccxt keeps an empty list too, which is what it makes of a web page: then ask again.
-            await self._ccxt.load_markets(reload=not self._ccxt.markets)
+            # ccxt keeps what it has loaded, and an empty list too, which is what it makes of a web page.
+            await self._ccxt.load_markets(reload=True)
         if not self._ccxt.markets:
             raise ExchangeUnavailable(f"{self.exchange} gave no usable answer when asked for its markets")
+        self._loaded_ms = self._clock.now_ms()
 
     async def _market(self, symbol: str) -> Any:
         if not self._ccxt.markets:
