@@ -33,8 +33,17 @@ class LiveTrades:
         held = self._held.get((exchange, symbol))
         if not held:
             return []
+        self._drop(held)
+        first = max(0, len(held) - limit)
+        return [held[at] for at in range(first, len(held))]
+
+    def drop_old(self) -> None:
+        """Let go of what is no longer served. Called about once a second: instruments that nobody reads would else
+        keep their trades."""
+        for held in self._held.values():
+            self._drop(held)
+
+    def _drop(self, held: deque[Trade]) -> None:
         oldest = self._clock.now_ms() - self._lifetime_ms
         while held and held[0].received_at < oldest:
             held.popleft()
-        first = max(0, len(held) - limit)
-        return [held[at] for at in range(first, len(held))]
