@@ -85,6 +85,9 @@ class WriterAccount:
         self.rows = dict.fromkeys(Landed, 0)
         #: Messages that could not be used, and those among them that were counted only.
         self.refused = self.refused_dropped = 0
+        for landed in Landed:
+            # A counter that is missing until something is counted cannot be told from one that is misspelt.
+            metrics.rows.labels(landed.value)
 
     @property
     def lag(self) -> Lag:
