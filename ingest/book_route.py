@@ -163,7 +163,7 @@ class BookRoute:
         self._book.lose(self._reason, self._clock.now_ms())
         self._help()
 
-    def check(self, now_ms: int) -> None:
+    def check(self, now_ms: int, still_ms: int = 0) -> None:
         """Look whether the stream is silent, and do what has to be done then. Called about once a second."""
         silent = self.silent_since(now_ms)
         if silent is not None and self._book.state is BookState.LIVE:

@@ -100,9 +100,9 @@ class CandleRoute:
     def disconnected(self, reason: str) -> None:
         self._standing.on(Path.REST, reason)
 
-    def check(self, now_ms: int) -> None:
+    def check(self, now_ms: int, still_ms: int = 0) -> None:
         heard = self._silence.heard(self._messages, now_ms)
-        if not heard and self._standing.path is not Path.REST and self._silence.silent(now_ms):
+        if not heard and self._standing.path is not Path.REST and self._silence.silent(now_ms, still_ms):
             self._standing.silent(now_ms)
 
     def status(self) -> RouteStatus:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import structlog
@@ -36,6 +37,9 @@ log = structlog.get_logger(__name__)
 
 #: Of an exchange that does not count its trades, the stored ones of so long are known after a restart.
 _REMEMBERED_MS = 60_000
+#: Exchanges tell of a forming candle at an even pace, Binance every two seconds, so a shorter silence is unusual
+#: than of trades, which come in bursts. And it costs next to nothing to ask for a candle.
+_USUAL_OF_CANDLES = 5.0
 
 
 class FeedRoutes:
@@ -64,6 +68,8 @@ class FeedRoutes:
         self._timeframe = timeframe
         self._loop = loop
         self._rules = rules
+        self._trade_rules = replace(rules.trades, silence=rules.silence)
+        self._book_rules = replace(rules.books, silence_ms=rules.silence.silent_after)
         self._publisher = publisher
         self._sleep = sleep
         self._room = asyncio.Event()
@@ -72,20 +78,32 @@ class FeedRoutes:
         self.trades: dict[str, TradeRoute | UnnumberedTradeRoute] = {}
         self.books: dict[str, BookRoute] = {}
         self.built: dict[str, BuiltCandles] = {}
+        #: Messages of each trade stream when time was last let pass.
+        self._counted: dict[str, int] = {}
 
     def crowded(self, crowded: bool) -> None:
         """Refills wait while the writer has too much to do."""
+        self._counted.clear()
         if crowded:
             self._room.clear()
         else:
             self._room.set()
 
     def passed(self) -> None:
-        """Let time end the candles that are built from trades, where the trades come without a hole."""
+        """Let time end the candles that are built from trades, where no trade is missing, and none is on its way.
+
+        While trades come they end candles themselves, and may be late: many may be in the network yet, all the more
+        while the streams are paused.
+        """
         now = self._loop.clock.now_ms() - self._loop.settle_ms
         for symbol, route in self.trades.items():
-            if route.status().path is Path.STREAM:
-                self.built[symbol].passed(now)
+            status = route.status()
+            still = status.messages == self._counted.get(symbol) and self._room.is_set()
+            self._counted[symbol] = status.messages
+            if status.path is Path.STREAM:
+                if still:
+                    self.built[symbol].passed(now)
+                self.built[symbol].show()
 
     async def add_to(
         self, router: Router, client: StreamClient, instruments: Sequence[Instrument], writer: Writer
@@ -143,7 +161,7 @@ class FeedRoutes:
                 known=stored,
                 broken=built.broken,
                 room=self._has_room,
-                rules=self._rules.trades,
+                rules=self._trade_rules,
                 sleep=self._sleep,
             )
             self.trades[symbol] = unnumbered
@@ -160,7 +178,7 @@ class FeedRoutes:
             lost=lambda lost: router.spawn(self._lose(lost)),
             broken=built.broken,
             room=self._has_room,
-            rules=self._rules.trades,
+            rules=self._trade_rules,
             sleep=self._sleep,
         )
         self.trades[symbol] = route
@@ -180,7 +198,7 @@ class FeedRoutes:
             told=told,
             connected=self._loop.wake,
             says_closed=client.rules.says_closed,
-            silence=self._rules.silence,
+            silence=replace(self._rules.silence, usual=_USUAL_OF_CANDLES),
         )
         self.candles[series] = route
         return route
@@ -209,7 +227,7 @@ class FeedRoutes:
             router.spawn,
             ask=self._history.order_book,
             on_top=outlets[0] if outlets else None,
-            rules=self._rules.books,
+            rules=self._book_rules,
             sleep=self._sleep,
         )
         self._memory.order_books.put(exchange, symbol, route)

@@ -80,15 +80,22 @@ class Silence:
         new = messages - self._counted
         if new <= 0:
             return False
-        pause = (now_ms - self._last) / new
-        self._usual_ms = pause if not self._usual_ms else self._usual_ms * 0.9 + pause * 0.1
+        # Until the first one came there may have been no connection yet.
+        if self._counted:
+            pause = (now_ms - self._last) / new
+            self._usual_ms = pause if not self._usual_ms else self._usual_ms * 0.9 + pause * 0.1
         self._counted, self._last = messages, now_ms
         self._pause, self._next_look = self._rules.look_every, 0
         return True
 
-    def silent(self, now_ms: int) -> bool:
-        """True if nothing has come for too long."""
-        return now_ms - self._last >= max(self._rules.silent_after, self._rules.usual * self._usual_ms)
+    def silent(self, now_ms: int, still_ms: int = 0) -> bool:
+        """True if nothing has come for too long.
+
+        :param still_ms: for how long nothing has come of anything else on the same connection either, if that is
+            unusual: then the topic's own pace says nothing.
+        """
+        rules, own = self._rules, now_ms - self._last
+        return still_ms >= rules.silent_after or own >= max(rules.silent_after, rules.usual * self._usual_ms)
 
     def look(self, now_ms: int) -> bool:
         """True if it is time to look over REST."""
@@ -162,8 +169,11 @@ class Route(Protocol):
         """No connection has this topic any more."""
         ...
 
-    def check(self, now_ms: int) -> None:
-        """Called about once a second: look whether the stream is silent, and do what has to be done then."""
+    def check(self, now_ms: int, still_ms: int = 0) -> None:
+        """Called about once a second: look whether the stream is silent, and do what has to be done then.
+
+        :param still_ms: for how long nothing at all has come on the topic's connection; 0 where that is usual.
+        """
         ...
 
     def status(self) -> RouteStatus: ...

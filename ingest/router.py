@@ -19,13 +19,16 @@ from typing import Any
 import structlog
 
 from exchange.stream import Connection, Listener, RefusedMessage, StreamClient
-from ingest.route import Route, RouteStatus
+from ingest.route import Route, RouteStatus, Silence, SilenceRules
 from market.book_message import BookChain, BookStart
 from market.channel import Channel, Topic
 from market.clock import Clock
 from market.errors import ChandleryError, ExchangeRefused, ExchangeUnavailable, NotFound, RateLimited, Retryable
 
 log = structlog.get_logger(__name__)
+
+#: A connection on which nothing has come for so many times its usual pause is still, and with it each topic on it.
+_STILL = SilenceRules(silent_after=1, usual=5.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +78,16 @@ class _Keeper:
         self.reconnects = 0
         self.replaced = 0
         self.reason: str | None = None
+        self._silence = Silence(_STILL, since)
+        #: Nothing has come since, though it could have.
+        self._still_since = since
+
+    def still_ms(self, now_ms: int, *, paused: bool) -> int:
+        """For how long nothing at all has come, milliseconds; 0 where that is usual, or we do not read."""
+        frames = self.frames + sum(one.frames for one in self.open)
+        if self._silence.heard(frames, now_ms) or paused or not self.open:
+            self._still_since = now_ms
+        return now_ms - self._still_since if self._silence.silent(now_ms) else 0
 
     def status(self) -> ConnectionStatus:
         return ConnectionStatus(
@@ -184,8 +197,10 @@ class Router:
         """Look at every route about once a second."""
         while True:
             now = self._clock.now_ms()
-            for route in self._routes.values():
-                route.check(now)
+            for keeper in self._keepers:
+                still_ms = keeper.still_ms(now, paused=self._crowded)
+                for route in keeper.routes.values():
+                    route.check(now, still_ms)
             await self._sleep(self._rules.check_every)
 
     async def _keep(self, keeper: _Keeper) -> None:

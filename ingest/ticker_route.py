@@ -67,13 +67,13 @@ class TickerRoute:
     def disconnected(self, reason: str) -> None:
         self._standing.on(Path.REST, reason)
 
-    def check(self, now_ms: int) -> None:
+    def check(self, now_ms: int, still_ms: int = 0) -> None:
         if self._standing.path is Path.REFUSED:
             return
         if self._silence.heard(self._messages, now_ms):
             self._standing.heard_at = now_ms
             self._standing.on(Path.STREAM, None)
-        elif self._standing.path is Path.REST or self._silence.silent(now_ms):
+        elif self._standing.path is Path.REST or self._silence.silent(now_ms, still_ms):
             if self._standing.path is not Path.REST:
                 self._standing.silent(now_ms)
             if not self._looking and self._silence.look(now_ms):

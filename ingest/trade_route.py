@@ -145,7 +145,7 @@ class TradeRoute:
         self._refilled_before = self._refilled
         self._standing.on(Path.REST, reason)
 
-    def check(self, now_ms: int) -> None:
+    def check(self, now_ms: int, still_ms: int = 0) -> None:
         heard = self._silence.heard(self._in_order + self._other, now_ms)
         if heard:
             self._standing.heard_at = now_ms
@@ -153,7 +153,7 @@ class TradeRoute:
             return
         if heard:
             self._standing.on(Path.STREAM, None)
-        elif self._standing.path is Path.REST or self._silence.silent(now_ms):
+        elif self._standing.path is Path.REST or self._silence.silent(now_ms, still_ms):
             if self._standing.path is not Path.REST:
                 self._refilled_before = self._refilled
                 self._standing.silent(now_ms)

@@ -90,13 +90,13 @@ class UnnumberedTradeRoute:
         self._refilled_before = self._refilled
         self._standing.on(Path.REST, reason)
 
-    def check(self, now_ms: int) -> None:
+    def check(self, now_ms: int, still_ms: int = 0) -> None:
         heard = self._silence.heard(self._messages, now_ms)
         if self._filling or self._standing.path is Path.REFUSED:
             return
         if heard:
             self._standing.on(Path.STREAM, None)
-        elif self._standing.path is Path.REST or self._silence.silent(now_ms):
+        elif self._standing.path is Path.REST or self._silence.silent(now_ms, still_ms):
             if self._standing.path is not Path.REST:
                 self._refilled_before = self._refilled
                 self._standing.silent(now_ms)

@@ -48,12 +48,12 @@ _LIFE = 23 * 3600.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Venue:
+class Venue:
     """Where one exchange has its streams, and under which rules."""
 
     #: Address of each kind of stream; the empty kind is for all others.
     addresses: Mapping[str, str]
-    #: Kind of stream that trades come on.
+    #: Kind of stream that trades come on: ``trade`` or ``aggTrade``.
     trades: str
     futures: bool
     rules: StreamRules
@@ -87,14 +87,15 @@ _FUTURES_RULES = StreamRules(
     book_chain=BookChain.PREVIOUS_ID,
 )
 _PUBLIC = "wss://fstream.binance.com/public/stream"
-_VENUES = {
-    "binance": _Venue(
+#: By ccxt's id.
+VENUES = {
+    "binance": Venue(
         addresses={"": "wss://stream.binance.com:9443/stream"}, trades="trade", futures=False, rules=_SPOT_RULES
     ),
-    "binanceus": _Venue(
+    "binanceus": Venue(
         addresses={"": "wss://stream.binance.us:9443/stream"}, trades="trade", futures=False, rules=_SPOT_RULES
     ),
-    "binanceusdm": _Venue(
+    "binanceusdm": Venue(
         addresses={"bookTicker": _PUBLIC, "depth": _PUBLIC, "": "wss://fstream.binance.com/market/stream"},
         trades="aggTrade",
         futures=True,
@@ -112,6 +113,7 @@ class BinanceStreams:
         symbols: Mapping[str, str],
         url: str | None = None,
         *,
+        venue: Venue | None = None,
         clock: Clock | None = None,
         socket_rules: SocketRules | None = None,
         tls: ssl.SSLContext | None = None,
@@ -121,10 +123,11 @@ class BinanceStreams:
         :param symbols: unified symbol to the exchange's: ``{"BTC/USDT": "BTCUSDT"}``.
         :param url: another address (http or https) to find the same paths at: a simulated exchange, a proxy. What
             is there may live in a time of its own, so event times are judged less strictly.
+        :param venue: where the streams are, if not where the exchange has them today: recorded sessions are older.
         :param tls: what to trust; the system's certificates if None.
         """
         self._exchange = exchange
-        self._venue = _VENUES[exchange]
+        self._venue = venue or VENUES[exchange]
         self._symbols = symbols
         self._url = url
         self._clock = clock or SystemClock()

@@ -87,6 +87,7 @@ class Heard:
         self.messages: list[Any] = []
         self.events: list[str] = []
         self.checks = 0
+        self.still_ms = 0
         self.missing_out = False
 
     def on_message(self, message: Any) -> None:
@@ -98,8 +99,9 @@ class Heard:
     def disconnected(self, reason: str) -> None:
         self.events.append(f"disconnected: {reason}")
 
-    def check(self, now_ms: int) -> None:
+    def check(self, now_ms: int, still_ms: int = 0) -> None:
         self.checks += 1
+        self.still_ms = still_ms
 
     def status(self) -> RouteStatus:
         return RouteStatus(topic=self.topic, path=Path.STREAM, since=0)
