@@ -9,6 +9,9 @@ from market.trade import Trade
 from store.message_quarantine import QuarantinedMessage
 from store.trade_batch import TradeBatch, TradeRun, TradesWritten
 
+#: Days that trades are kept; on TimescaleDB a policy of the schema drops them.
+TRADE_HISTORY_DAYS = 90
+
 
 class TradeStore(Protocol):
     """Trades, the ledger of their ids, and refused messages. Times are epoch milliseconds, ranges half-open."""

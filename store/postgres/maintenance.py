@@ -25,6 +25,7 @@ from store.postgres.mode import Mode
 from store.postgres.partitions import TABLES, Partitions
 from store.postgres.patience import patiently
 from store.postgres.schema import TIMESCALE_QUERIES
+from store.trade_store import TRADE_HISTORY_DAYS
 
 log = structlog.get_logger(__name__)
 
@@ -32,8 +33,6 @@ QUERIES = sql.queries("postgres_maintenance")
 TRADE_QUERIES = sql.queries("postgres_live")
 _DAY_SECONDS = 86_400
 _Step = Callable[["Maintained"], Awaitable[None]]
-#: Trades are kept for that long; on TimescaleDB a policy of the schema drops them.
-TRADE_HISTORY_DAYS = 90
 
 
 @dataclass(kw_only=True)
