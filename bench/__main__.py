@@ -6,8 +6,9 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
-BENCHMARKS = ("store", "postgres", "backtest", "streams")
+BENCHMARKS = ("store", "postgres", "backtest", "streams", "ingest")
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -20,10 +21,17 @@ def main() -> None:
         )
         (RESULTS / f"{name}.json").write_bytes(done.stdout)
         for one in json.loads(done.stdout):
-            print(
-                f"{one['name']:50} {one['ours_per_second']:>14,}/s   {one['baseline']:40}"
-                f" {one['baseline_per_second']:>14,}/s   {one['ratio']:8.3f} x"
-            )
+            print(_line(one))
+
+
+def _line(one: dict[str, Any]) -> str:
+    if "baseline" not in one:
+        values = "   ".join(f"{name} {value:,.2f}" for name, value in (one["values"] | one["more"]).items())
+        return f"{one['name']:50} {values} {one['unit']}"
+    return (
+        f"{one['name']:50} {one['ours_per_second']:>14,}/s   {one['baseline']:40}"
+        f" {one['baseline_per_second']:>14,}/s   {one['ratio']:8.3f} x"
+    )
 
 
 if __name__ == "__main__":

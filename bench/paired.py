@@ -7,9 +7,21 @@ import json
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Protocol
+
+
+class Result(Protocol):
+    """What a benchmark has found."""
+
+    def to_json(self) -> dict[str, Any]:
+        """As it is kept in ``bench/results``."""
+        ...
+
+    def line(self) -> str:
+        """One line for people."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +102,7 @@ def paired(
     )
 
 
-def run(measure: Callable[[int, int], list[Measured]], description: str | None) -> None:
+def run(measure: Callable[[int, int], Sequence[Result]], description: str | None) -> None:
     """The command line of one benchmark: ``--candles``, ``--rounds``, ``--json``."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true")

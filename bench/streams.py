@@ -157,7 +157,6 @@ def measure(candles: int, rounds: int) -> list[Measured]:
                 "cryptofeed's Binance handler",
                 cryptofeed(kind, messages),
                 rounds=rounds,
-                budget=2.0,
             ),
         ]
     return found

@@ -185,17 +185,20 @@ class Socket(WSListener):
         try:
             self._on_text(message)
         except BaseException as error:
-            self._deaf = True
-            self._raised = error
-            self._held.clear()
-            log.error(
-                "listener_failed",
-                socket=self._name,
-                error=repr(error),
-                message_head=message[:200].decode("utf-8", "replace"),
-            )
-            # picows ends the connection.
+            self._failed(message, error)
             raise
+
+    def _failed(self, message: bytes, error: BaseException) -> None:
+        """`on_text` has raised: nothing more is handed on."""
+        self._deaf = True
+        self._raised = error
+        self._held.clear()
+        log.error(
+            "listener_failed",
+            socket=self._name,
+            error=repr(error),
+            message_head=message[:200].decode("utf-8", "replace"),
+        )
 
     def on_ws_connected(self, transport: WSTransport) -> None:
         self._transport = transport
@@ -212,8 +215,18 @@ class Socket(WSListener):
             self._uncommon(transport, frame, kind)
         elif self._in_pieces:
             raise WSProtocolError(WSCloseCode.PROTOCOL_ERROR, "a message began inside another")
-        else:
+        elif self._paused or self._held or self._deaf:
             self._received(frame.get_payload_as_bytes())
+        else:
+            # Nearly always. No call but the one that matters.
+            self._frames += 1
+            message = frame.get_payload_as_bytes()
+            try:
+                self._on_text(message)
+            except BaseException as error:
+                self._failed(message, error)
+                # picows ends the connection.
+                raise
 
     def _received(self, message: bytes) -> None:
         self._frames += 1

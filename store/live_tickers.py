@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from market.clock import Clock
 from market.ticker import Ticker
 
@@ -23,6 +25,19 @@ class LiveTickers:
     def put(self, exchange: str, symbol: str, ticker: Ticker) -> None:
         """Take in a message."""
         (self._best if ticker.last is None else self._day)[exchange, symbol] = ticker
+
+    def sink(self, exchange: str, symbol: str) -> Callable[[Ticker], None]:
+        """Where the messages about one instrument go in; the same as :meth:`put`, and faster."""
+        key = exchange, symbol
+        best, day = self._best, self._day
+
+        def put(ticker: Ticker) -> None:
+            if ticker.last is None:
+                best[key] = ticker
+            else:
+                day[key] = ticker
+
+        return put
 
     def get(self, exchange: str, symbol: str) -> Ticker | None:
         """The newest ticker, or None."""
