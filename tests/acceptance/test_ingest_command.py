@@ -39,10 +39,13 @@ METRICS = (
 
 
 @pytest.fixture(scope="module")
-def market() -> Iterator[str]:
-    """A simulated exchange whose minutes last two seconds."""
+def market(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A simulated exchange whose minutes last two seconds. It says some nonsense."""
+    faults = tmp_path_factory.mktemp("market") / "faults.json"
+    faults.write_text('[{"stream": "*@trade", "every": 1, "do": "garbage", "kind": "absurd_price"}]')
     arguments = ("simulate", "--seed", 7, "--symbols", "BTC/USDT", "--now", "2024-06-01T00:00:30Z")
-    with started(*arguments, "--speed", 30, "--port", 0, ready="ready", deadline=600) as (_, line):
+    options = ("--speed", 30, "--faults", faults, "--port", 0)
+    with started(*arguments, *options, ready="ready", deadline=600) as (_, line):
         yield line.split()[1]
 
 
@@ -225,7 +228,9 @@ def test_it_runs_until_it_is_stopped_and_leaves_everything_durable(
     assert [path.name for path in (home / "journal").iterdir()] == ["lock"]
     assert [path.suffix for path in (limits if rest_only else home / "limits").iterdir()] == [".limit"]
     assert (home / "limits").exists() is not rest_only
-    assert chandlery("check", "--home", home).code == 0
+    checked = chandlery("check", "--home", home)
+    assert checked.code == 0
+    assert ("could not be used" in checked.err) is not rest_only
     with closing(sqlite3.connect(home / "market_data.sqlite3")) as connection:
         runs = connection.execute("SELECT first_id, last_id, state FROM trade_runs").fetchall()
         stored = connection.execute("SELECT count(*) FROM trade_history").fetchone()[0]
