@@ -163,6 +163,12 @@ class BookRoute:
         self._book.lose(self._reason, self._clock.now_ms())
         self._help()
 
+    def refused(self, reason: str) -> None:
+        """A message could not be used. Where changes have no numbers, nothing else shows that one is missing."""
+        if self._chain is BookChain.CONNECTION and self._connected_at is not None:
+            self._book.lose(f"a message could not be used: {reason}", self._clock.now_ms())
+            self._help()
+
     def check(self, now_ms: int, still_ms: int = 0) -> None:
         """Look whether the stream is silent, and do what has to be done then. Called about once a second."""
         silent = self.silent_since(now_ms)
@@ -243,8 +249,6 @@ class BookRoute:
             self._missed_polls = 0
             self._refused = self._polled = None
             self._checks.began(mark.at)
-        elif self._book.wants_snapshot:
-            log.info("order book", topic=str(self.topic), state=str(mark.state), reason=mark.reason)
         self._stand(self._clock.now_ms())
         self._tell_mark(mark)
 

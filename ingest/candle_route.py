@@ -23,6 +23,11 @@ from store.live import LiveCandles
 
 log = structlog.get_logger(__name__)
 
+#: What is compared of a repeated closed candle: all that is stored of it.
+_NUMBERS = CandleUpdate._fields.index("closed")
+#: Closed candles that are remembered; messages do not overtake each other by more.
+_MOST_RECENT = 16
+
 
 class CandleSink(Protocol):
     """Where closed candles go."""
@@ -36,7 +41,7 @@ class CandleRoute:
     """The candle stream of one series.
 
     :param sink: gets each closed candle.
-    :param told: each gets each message, forming or closed, after the others; they return at once and never raise.
+    :param told: each gets each message that is news, forming or closed; they return at once and never raise.
     :param connected: called when a connection is open, for somebody to look for what was missed.
     :param says_closed: false where the exchange does not say in its messages that a candle has closed.
     """
@@ -66,7 +71,11 @@ class CandleRoute:
         self._standing = Standing(self.topic, clock)
         self._messages = 0
         self._repeated = 0
+        # Closed candles that came last, by open time, and where the latest of them ends.
+        self._recent: dict[int, tuple[object, ...]] = {}
         self._closed_to = 0
+        # What REST last refused with, in words; None where it answers.
+        self._refusal: str | None = None
 
     @property
     def needs_polling(self) -> bool:
@@ -82,14 +91,9 @@ class CandleRoute:
         self._standing.heard_at = update.received_at
         if self._standing.path is not Path.STREAM:
             self._standing.on(Path.STREAM, None)
-        if not (update.closed and self._says_closed):
-            # A candle that has closed cannot form again, whatever overtook what.
-            if update.open_time >= self._closed_to:
-                self._live.heard(self._series, update)
-            else:
-                self._repeated += 1
-        else:
-            self._closed(update)
+        if not (self._closed(update) if update.closed and self._says_closed else self._forming(update)):
+            self._repeated += 1
+            return
         for told in self._told:
             told(update)
 
@@ -98,12 +102,26 @@ class CandleRoute:
             self._connected()
 
     def disconnected(self, reason: str) -> None:
-        self._standing.on(Path.REST, reason)
+        if self._standing.path is not Path.REFUSED:
+            self._standing.on(Path.REST, reason)
+
+    def asked(self, refusal: str | None) -> None:
+        """The live loop has asked REST for candles: what it was refused with for good, or None for an answer."""
+        self._refusal = refusal
+        if refusal is None:
+            self._standing.answered()
+        elif self._standing.path is Path.REST:
+            self._standing.on(Path.REFUSED, refusal)
+
+    def refused(self, reason: str) -> None:
+        """The next one says it all again; the live loop asks for a closed candle that is missing."""
 
     def check(self, now_ms: int, still_ms: int = 0) -> None:
         heard = self._silence.heard(self._messages, now_ms)
-        if not heard and self._standing.path is not Path.REST and self._silence.silent(now_ms, still_ms):
+        away = self._standing.path in (Path.REST, Path.REFUSED)
+        if not heard and not away and self._silence.silent(now_ms, still_ms):
             self._standing.silent(now_ms)
+            self.asked(self._refusal)
 
     def status(self) -> RouteStatus:
         return RouteStatus(
@@ -116,11 +134,22 @@ class CandleRoute:
             reason=self._standing.reason,
         )
 
-    def _closed(self, update: CandleUpdate) -> None:
+    def _forming(self, update: CandleUpdate) -> bool:
+        """False for a candle that has closed: it cannot form again, whatever overtook what."""
+        if update.open_time < self._closed_to:
+            return False
+        self._live.heard(self._series, update)
+        return True
+
+    def _closed(self, update: CandleUpdate) -> bool:
+        """False for a closed candle that is known."""
+        numbers = update[:_NUMBERS]
+        if self._recent.get(update.open_time) == numbers:
+            return False
+        self._recent[update.open_time] = numbers
+        if len(self._recent) > _MOST_RECENT:
+            del self._recent[next(iter(self._recent))]
         end = self._series.timeframe.next(update.open_time)
-        if end == self._closed_to:
-            self._repeated += 1
-            return
         self._closed_to = max(self._closed_to, end)
         self._sink.candles(
             CandleBatch(
@@ -133,3 +162,4 @@ class CandleRoute:
             ),
             update.received_at,
         )
+        return True

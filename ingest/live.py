@@ -63,6 +63,8 @@ class LiveStatus:
     checked_at: int | None = None
     #: What went wrong in the last round, or None.
     error: str | None = None
+    #: The exchange refused it for good: it no longer trades the symbol, say.
+    refused: bool = False
 
 
 class LiveLoop:
@@ -187,7 +189,7 @@ class LiveLoop:
                 if self._polls is None or self._polls(series):
                     await self._poll_forming(series, instrument)
             except (Retryable, ExchangeRefused, Mismatch, NotFound) as error:
-                self._tell(replace(self._status(series), error=str(error), checked_at=self._clock.now_ms()))
+                self._tell(replace(_failed(self._status(series), error), checked_at=self._clock.now_ms()))
                 wait = min(self._rules.longest_wait, self._rules.first_wait * 2.0 ** min(times, 16))
                 self._failures[series] = (times + 1, self._local.now_ms() + int(wait * 1000))
                 return error
@@ -219,7 +221,7 @@ class LiveLoop:
                 status = self._closed(status, series.timeframe.next(present[-1].interval.end, -1))
         if status.last_closed is not None:
             status = replace(status, lag_ms=now - series.timeframe.next(status.last_closed))
-        self._tell(replace(status, checked_at=now, error=None))
+        self._tell(replace(status, checked_at=now, error=None, refused=False))
 
     def _closed(self, status: LiveStatus, last_closed: int) -> LiveStatus:
         """The status with a newer last candle; each new one is told."""
@@ -268,4 +270,9 @@ class LiveLoop:
     def _tell_all(self, error: ChandleryError) -> None:
         for symbol in self._symbols:
             series = Series(self._history.exchange, symbol, self._timeframe)
-            self._tell(replace(self._status(series), error=str(error)))
+            self._tell(_failed(self._status(series), error))
+
+
+def _failed(status: LiveStatus, error: ChandleryError) -> LiveStatus:
+    """The status after a round that went wrong."""
+    return replace(status, error=str(error), refused=isinstance(error, NotFound | ExchangeRefused))

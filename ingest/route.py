@@ -135,6 +135,11 @@ class Standing:
         self.path, self.since = path, self._clock.now_ms()
         return True
 
+    def answered(self) -> None:
+        """REST has answered: a topic that it had refused is on the path over REST, until its stream is heard."""
+        if self.path is Path.REFUSED:
+            self.on(Path.REST, "REST answers again")
+
     def silent(self, now_ms: int) -> bool:
         """Be on the path over REST, because the stream is silent."""
         return self.on(Path.REST, f"the stream has been silent for {now_ms - (self.heard_at or self.since)} ms")
@@ -167,6 +172,10 @@ class Route(Protocol):
 
     def disconnected(self, reason: str) -> None:
         """No connection has this topic any more."""
+        ...
+
+    def refused(self, reason: str) -> None:
+        """A message of this topic, or one that may have been of it, could not be used. Returns at once."""
         ...
 
     def check(self, now_ms: int, still_ms: int = 0) -> None:

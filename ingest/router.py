@@ -14,12 +14,13 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import structlog
 
 from exchange.stream import Connection, Listener, RefusedMessage, StreamClient
-from ingest.route import Route, RouteStatus, Silence, SilenceRules
+from ingest.route import Path, Route, RouteStatus, Silence, SilenceRules
 from market.book_message import BookChain, BookStart
 from market.channel import Channel, Topic
 from market.clock import Clock
@@ -44,6 +45,8 @@ class RouterRules:
     #: Before opening a connection again; doubled up to the longest while it fails.
     first_wait: float = 0.5
     longest_wait: float = 15.0
+    #: The longest while the exchange refuses the connection or what is subscribed to.
+    longest_refused: float = 300.0
     #: A connection that lasted this long is a success: the next pause is the first one again.
     lasting: float = 3.0
     #: How long both connections are kept where one replaces the other.
@@ -78,6 +81,8 @@ class _Keeper:
         self.reconnects = 0
         self.replaced = 0
         self.reason: str | None = None
+        #: The exchange refused the last try to connect for good.
+        self.turned_away = False
         self._silence = Silence(_STILL, since)
         #: Nothing has come since, though it could have.
         self._still_since = since
@@ -211,12 +216,14 @@ class Router:
             try:
                 await self._connected(keeper)
             except (Retryable, ExchangeRefused, NotFound) as error:
+                keeper.turned_away = not isinstance(error, Retryable)
                 self._away(keeper, error)
                 least = error.retry_after if isinstance(error, RateLimited) else 0.0
             if asyncio.get_running_loop().time() - began >= self._rules.lasting:
                 wait = self._rules.first_wait
             await self._sleep(max(least, wait * random.uniform(0.5, 1.0)))
-            wait = min(wait * 2, self._rules.longest_wait)
+            longest = self._rules.longest_refused if keeper.turned_away else self._rules.longest_wait
+            wait = min(wait * 2, longest)
             keeper.reconnects += 1
 
     def _away(self, keeper: _Keeper, error: ChandleryError) -> None:
@@ -243,17 +250,37 @@ class Router:
         await self._allowed()
         end = AsyncExitStack()
         life.push_async_exit(end)
-        listeners: dict[Topic, Listener] = {topic: route.on_message for topic, route in keeper.routes.items()}
-        connection = await end.enter_async_context(self._client.connect(listeners, self._refused))
+        routes = self._wanted(keeper)
+        listeners: dict[Topic, Listener] = {topic: route.on_message for topic, route in routes.items()}
+        connecting = self._client.connect(listeners, partial(self._refuse, routes))
+        connection = await end.enter_async_context(connecting)
+        keeper.turned_away = False
         keeper.open.append(connection)
         end.callback(self._close, keeper, connection)
         if len(keeper.open) == 1:
             keeper.since, keeper.reason = self._clock.now_ms(), None
         if self._crowded:
             connection.pause()
-        for route in keeper.routes.values():
+        for route in routes.values():
             route.connected()
         return connection, end
+
+    def _wanted(self, keeper: _Keeper) -> Mapping[Topic, Route]:
+        """What to subscribe to: everything; or, where the exchange has just refused that, nothing of the symbols
+        that it refuses over REST too. One that is no longer traded must not keep the others from their streams."""
+        if not keeper.turned_away:
+            return keeper.routes
+        gone = {topic.symbol for topic, route in keeper.routes.items() if route.status().path is Path.REFUSED}
+        return {topic: route for topic, route in keeper.routes.items() if topic.symbol not in gone} or keeper.routes
+
+    def _refuse(self, routes: Mapping[Topic, Route], message: RefusedMessage) -> None:
+        """A message could not be used. Where it does not say what it was about, it may have been about anything."""
+        self._refused(message)
+        if message.topic is None:
+            for route in routes.values():
+                route.refused(message.reason)
+        elif message.topic in routes:
+            routes[message.topic].refused(message.reason)
 
     def _close(self, keeper: _Keeper, connection: Connection) -> None:
         if connection in keeper.open:

@@ -15,6 +15,9 @@ from market.ticker import Ticker
 
 log = structlog.get_logger(__name__)
 
+#: After the exchange has refused to tell, ask again after this long, milliseconds of our clock.
+_REFUSED_MS = 300_000
+
 
 class TickerHistory(Protocol):
     """Where a ticker can be asked for."""
@@ -50,6 +53,8 @@ class TickerRoute:
         self._standing = Standing(self.topic, clock)
         self._messages = 0
         self._looking = False
+        # After a refusal, nothing is asked until then.
+        self._not_before = 0
         self._refills = 0
 
     @property
@@ -65,18 +70,21 @@ class TickerRoute:
         pass
 
     def disconnected(self, reason: str) -> None:
-        self._standing.on(Path.REST, reason)
+        if self._standing.path is not Path.REFUSED:
+            self._standing.on(Path.REST, reason)
+
+    def refused(self, reason: str) -> None:
+        """The next one replaces it."""
 
     def check(self, now_ms: int, still_ms: int = 0) -> None:
-        if self._standing.path is Path.REFUSED:
-            return
+        away = self._standing.path in (Path.REST, Path.REFUSED)
         if self._silence.heard(self._messages, now_ms):
             self._standing.heard_at = now_ms
             self._standing.on(Path.STREAM, None)
-        elif self._standing.path is Path.REST or self._silence.silent(now_ms, still_ms):
-            if self._standing.path is not Path.REST:
+        elif away or self._silence.silent(now_ms, still_ms):
+            if not away:
                 self._standing.silent(now_ms)
-            if not self._looking and self._silence.look(now_ms):
+            if not self._looking and now_ms >= self._not_before and self._silence.look(now_ms):
                 self._looking = True
                 self._spawn(self._look())
 
@@ -96,11 +104,13 @@ class TickerRoute:
         try:
             ticker = await self._history.ticker(self.topic.symbol)
             self._refills += 1
+            self._standing.answered()
             self._standing.heard_at = ticker.received_at
             for sink in self._sinks:
                 sink(ticker)
         except (ExchangeRefused, BadInput) as error:
             self._standing.on(Path.REFUSED, str(error))
+            self._not_before = self._clock.now_ms() + _REFUSED_MS
         except Retryable as error:
             self._standing.reason = str(error)
         finally:

@@ -67,6 +67,8 @@ class TradeRules:
     longest_wait: float = 20.0
     #: Seconds after which REST, if it has nothing newer, is believed more than a stream that claims there is.
     doubt: float = 15.0
+    #: Seconds before REST is asked again after it has refused for good; a new connection asks at once.
+    refused_wait: float = 300.0
 
 
 class TradeRoute:
@@ -110,6 +112,8 @@ class TradeRoute:
         self._next = _NONE
         self._waiting: dict[int, Trade] = {}
         self._filling = False
+        # After a refusal, nothing is asked until then.
+        self._not_before = 0
         self._standing = Standing(self.topic, clock)
         self._in_order = 0
         self._other = 0
@@ -143,15 +147,22 @@ class TradeRoute:
 
     def disconnected(self, reason: str) -> None:
         self._refilled_before = self._refilled
-        self._standing.on(Path.REST, reason)
+        if self._standing.path is not Path.REFUSED:
+            self._standing.on(Path.REST, reason)
+
+    def refused(self, reason: str) -> None:
+        """The next trade shows that one is missing."""
 
     def check(self, now_ms: int, still_ms: int = 0) -> None:
         heard = self._silence.heard(self._in_order + self._other, now_ms)
         if heard:
             self._standing.heard_at = now_ms
-        if self._filling or self._standing.path is Path.REFUSED:
+        if self._filling:
             return
-        if heard:
+        if self._standing.path is Path.REFUSED:
+            if now_ms >= self._not_before:
+                self._fill(None)
+        elif heard:
             self._standing.on(Path.STREAM, None)
         elif self._standing.path is Path.REST or self._silence.silent(now_ms, still_ms):
             if self._standing.path is not Path.REST:
@@ -190,9 +201,11 @@ class TradeRoute:
                 self._dropped += len(self._waiting)
                 self._waiting.clear()
             self._waiting[id_] = trade
+            if self._filling:
+                return
             if self._standing.path is Path.REFUSED:
                 self._go_on()
-            elif not self._filling:
+            else:
                 self._fill(f"trades {self._last_id() + 1} to {id_ - 1} did not come")
 
     def _last_id(self) -> int:
@@ -208,7 +221,7 @@ class TradeRoute:
         """Ask REST from the last trade on; until that is done, what the stream sends waits."""
         self._filling = True
         self._next = _NONE
-        if self._standing.path is not Path.REST:
+        if self._standing.path not in (Path.REST, Path.REFUSED):
             self._standing.on(Path.REFILL, reason)
         self._spawn(self._filled())
 
@@ -225,6 +238,7 @@ class TradeRoute:
         except (ExchangeRefused, BadInput) as error:
             # Delisted, or not to be had. The stream goes on alone; the hole stays unknown.
             self._standing.on(Path.REFUSED, str(error))
+            self._not_before = self._clock.now_ms() + round(self._rules.refused_wait * 1000)
             self._go_on()
         finally:
             self._filling = False
@@ -264,6 +278,7 @@ class TradeRoute:
         self._next = self._last_id() + 1
         if self._standing.path is Path.REFILL:
             self._standing.on(Path.STREAM, None)
+        self._standing.answered()
         return True
 
     async def _step(self) -> tuple[bool, bool]:

@@ -62,6 +62,10 @@ class UnnumberedTradeRoute:
         self._last: Trade | None = known[-1] if known else None
         self._waiting: list[Trade] = []
         self._filling = False
+        #: A message could not be used: what comes waits until the next look, which asks.
+        self._doubted = False
+        #: After a refusal, nothing is asked until then.
+        self._not_before = 0
         self._messages = 0
         self._repeated = 0
         self._refills = 0
@@ -75,7 +79,7 @@ class UnnumberedTradeRoute:
     def on_message(self, trade: Trade) -> None:
         self._messages += 1
         self._standing.heard_at = trade.received_at
-        if self._filling and len(self._waiting) < _MOST_WAITING:
+        if (self._filling or self._doubted) and len(self._waiting) < _MOST_WAITING:
             self._waiting.append(trade)
             return
         self._take(trade)
@@ -88,15 +92,27 @@ class UnnumberedTradeRoute:
 
     def disconnected(self, reason: str) -> None:
         self._refilled_before = self._refilled
-        self._standing.on(Path.REST, reason)
+        if self._standing.path is not Path.REFUSED:
+            self._standing.on(Path.REST, reason)
+
+    def refused(self, reason: str) -> None:
+        """Nothing in the next trade will show that one is missing: trades wait until :meth:`check` has asked, once
+        for all of a second."""
+        self._doubted = self._last is not None and self._standing.path is not Path.REFUSED
 
     def check(self, now_ms: int, still_ms: int = 0) -> None:
         heard = self._silence.heard(self._messages, now_ms)
-        if self._filling or self._standing.path is Path.REFUSED:
+        if self._filling:
+            return
+        if self._standing.path is Path.REFUSED:
+            if now_ms >= self._not_before:
+                self._fill()
             return
         if heard:
             self._standing.on(Path.STREAM, None)
-        elif self._standing.path is Path.REST or self._silence.silent(now_ms, still_ms):
+        if self._doubted:
+            self._fill()
+        elif not heard and (self._standing.path is Path.REST or self._silence.silent(now_ms, still_ms)):
             if self._standing.path is not Path.REST:
                 self._refilled_before = self._refilled
                 self._standing.silent(now_ms)
@@ -130,7 +146,7 @@ class UnnumberedTradeRoute:
         return True
 
     def _fill(self) -> None:
-        self._filling = True
+        self._filling, self._doubted = True, False
         self._spawn(self._filled())
 
     async def _filled(self) -> None:
@@ -141,6 +157,7 @@ class UnnumberedTradeRoute:
                 await self._room()
                 try:
                     if await self._step():
+                        self._standing.answered()
                         return
                     wait = self._rules.first_wait
                 except (Retryable, Mismatch) as error:
@@ -150,12 +167,15 @@ class UnnumberedTradeRoute:
                     wait = min(wait * 2, self._rules.longest_wait)
         except (ExchangeRefused, BadInput) as error:
             self._standing.on(Path.REFUSED, str(error))
+            self._not_before = self._clock.now_ms() + round(self._rules.refused_wait * 1000)
             self._broken()
         finally:
             self._filling = False
-            waiting, self._waiting = self._waiting, []
-            for trade in waiting:
-                self._take(trade)
+            self._doubted = self._doubted and self._standing.path is not Path.REFUSED
+            if not self._doubted:
+                waiting, self._waiting = self._waiting, []
+                for trade in waiting:
+                    self._take(trade)
             found = self._refilled > before
             self._refills += found
             self._silence.looked(self._clock.now_ms(), found=found)

@@ -486,3 +486,60 @@ def verify(world: BookWorld) -> None:
     assert list(top.asks) == sorted(asks.items())[: len(top.asks)]
     assert bool(top.bids) == bool(bids)
     assert bool(top.asks) == bool(asks)
+
+
+async def test_where_changes_have_no_numbers_a_message_that_could_not_be_used_loses_the_book() -> None:
+    world = BookWorld(BookChain.CONNECTION, BookStart.STREAM)
+    world.route.connected()
+    world.deliver_whole()
+    world.deliver(BID)
+    await world.settle()
+    assert path_of(world) == (BookState.LIVE, Path.STREAM)
+    world.lose(OTHER_BID)
+    world.route.refused("changes: is missing")
+    assert path_of(world) != (BookState.LIVE, Path.STREAM)
+    assert world.marks[-1].state is BookState.STALE
+    assert world.marks[-1].reason == "a message could not be used: changes: is missing"
+    # Changes alone do not heal it: a new connection begins with the whole book.
+    world.deliver(BID)
+    await world.settle()
+    assert path_of(world) != (BookState.LIVE, Path.STREAM)
+    assert world.route.missing_out
+    world.route.disconnected("replaced")
+    world.route.connected()
+    world.deliver_whole()
+    assert path_of(world) == (BookState.LIVE, Path.STREAM)
+    await world.settle()
+
+
+@pytest.mark.parametrize("chain, start", [
+    (BookChain.FIRST_ID, BookStart.REST),
+    (BookChain.PREVIOUS_ID, BookStart.REST),
+    (BookChain.SNAPSHOT_CHAIN, BookStart.STREAM),
+    (BookChain.COUNTED, BookStart.STREAM),
+])  # fmt: skip
+async def test_where_changes_have_numbers_the_next_one_shows_what_was_missed(
+    chain: BookChain, start: BookStart
+) -> None:
+    world = BookWorld(chain, start)
+    world.route.connected()
+    if start is BookStart.STREAM:
+        world.deliver_whole()
+    world.deliver(BID)
+    await world.settle()
+    world.route.refused("of something else, perhaps")
+    assert path_of(world) == (BookState.LIVE, Path.STREAM)
+    world.deliver(OTHER_BID)
+    assert path_of(world) == (BookState.LIVE, Path.STREAM)
+    world.lose(BID)
+    world.route.refused("p: is missing")
+    world.deliver(OTHER_BID)
+    assert path_of(world) != (BookState.LIVE, Path.STREAM)
+    await world.settle()
+
+
+async def test_without_a_connection_there_is_no_book_to_lose() -> None:
+    world = BookWorld(BookChain.CONNECTION, BookStart.STREAM)
+    before = len(world.marks)
+    world.route.refused("anything")
+    assert len(world.marks) == before

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -14,7 +14,7 @@ from ingest.route import Path, RouteStatus
 from ingest.router import Router, RouterRules
 from market.book_message import BookChain, BookStart
 from market.channel import Channel, Topic
-from market.errors import ExchangeUnavailable, StoreUnusable
+from market.errors import ExchangeRefused, ExchangeUnavailable, StoreUnusable
 from tests.conftest import ManualClock
 from tests.support.notes import eventually
 
@@ -24,8 +24,9 @@ QUICK = RouterRules(check_every=0.005, dead_after=0.05, half_dead_after=0.03, fi
 class Wire:
     """One open connection of the scripted client."""
 
-    def __init__(self, listeners: Mapping[Topic, Listener]) -> None:
+    def __init__(self, listeners: Mapping[Topic, Listener], refused: Callable[[RefusedMessage], None]) -> None:
         self.listeners = listeners
+        self._refused = refused
         self.frames = 0
         self.paused = False
         self.closed = False
@@ -43,6 +44,9 @@ class Wire:
     def cut(self) -> None:
         self._end.set_exception(ExchangeUnavailable("cut"))
 
+    def refuse(self, reason: str, topic: Topic | None = None) -> None:
+        self._refused(RefusedMessage(exchange="scripted", topic=topic, reason=reason, raw="{", received_at=0))
+
     def send(self, topic: Topic, message: Any) -> None:
         self.frames += 1
         self.listeners[topic](message)
@@ -57,6 +61,8 @@ class Client:
         self.rules = StreamRules(channels=frozenset(Channel), **rules)
         self.wires: list[Wire] = []
         self.failing = 0
+        self.refused_symbols: set[str] = set()
+        self.turned_away = 0
         self.tries = 0
 
     @property
@@ -71,7 +77,11 @@ class Client:
         if self.failing:
             self.failing -= 1
             raise ExchangeUnavailable("no way in")
-        wire = Wire(listeners)
+        for topic in listeners:
+            if topic.symbol in self.refused_symbols:
+                self.turned_away += 1
+                raise ExchangeRefused(f"{topic.symbol} is unknown")
+        wire = Wire(listeners, refused)
         self.wires.append(wire)
         try:
             yield wire
@@ -89,6 +99,7 @@ class Heard:
         self.checks = 0
         self.still_ms = 0
         self.missing_out = False
+        self.path = Path.STREAM
 
     def on_message(self, message: Any) -> None:
         self.messages.append(message)
@@ -99,18 +110,27 @@ class Heard:
     def disconnected(self, reason: str) -> None:
         self.events.append(f"disconnected: {reason}")
 
+    def refused(self, reason: str) -> None:
+        self.events.append(f"refused: {reason}")
+
     def check(self, now_ms: int, still_ms: int = 0) -> None:
         self.checks += 1
         self.still_ms = still_ms
 
     def status(self) -> RouteStatus:
-        return RouteStatus(topic=self.topic, path=Path.STREAM, since=0)
+        return RouteStatus(topic=self.topic, path=self.path, since=0)
 
 
 @asynccontextmanager
-async def routed(client: Client, *routes: Heard, rules: RouterRules = QUICK) -> AsyncIterator[Router]:
+async def routed(
+    client: Client,
+    *routes: Heard,
+    rules: RouterRules = QUICK,
+    refused: Callable[[RefusedMessage], None] = lambda message: None,
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+) -> AsyncIterator[Router]:
     """A router at work on `routes`."""
-    router = Router(client, ManualClock(), refused=lambda message: None, rules=rules)
+    router = Router(client, ManualClock(), refused=refused, rules=rules, sleep=sleep)
     for route in routes:
         router.add(route)
     running = asyncio.create_task(router.run())
@@ -249,3 +269,55 @@ async def test_what_a_route_cannot_survive_ends_the_router() -> None:
     with pytest.raises(StoreUnusable, match="the disk is full"):
         async with asyncio.timeout(5):
             await router.run()
+
+
+async def test_a_message_that_could_not_be_used_is_told_to_all_whose_it_may_have_been() -> None:
+    client, routes = Client(topics_per_connection=2), [Heard("A/B"), Heard("C/D"), Heard("E/F")]
+    kept: list[RefusedMessage] = []
+    async with routed(client, *routes, refused=kept.append):
+        await until(lambda: len(client.open) == 2, "two connections")
+        first = next(wire for wire in client.open if routes[0].topic in wire.listeners)
+        first.refuse("its own", routes[0].topic)
+        first.refuse("anything")
+        first.refuse("of another connection", routes[2].topic)
+    refusals = [[event for event in route.events if event.startswith("refused")] for route in routes]
+    assert refusals == [["refused: its own", "refused: anything"], ["refused: anything"], []]
+    assert [one.reason for one in kept] == ["its own", "anything", "of another connection"]
+
+
+async def test_a_symbol_that_is_no_longer_traded_does_not_keep_the_others_from_their_streams() -> None:
+    client, gone, living = Client(), Heard("A/B"), Heard("C/D")
+    async with routed(client, gone, living) as router:
+        await until(lambda: len(client.open) == 1, "a connection")
+        # From now on the exchange refuses the symbol, and soon REST does too.
+        client.refused_symbols = {"A/B"}
+        client.wires[0].cut()
+        await until(lambda: client.turned_away >= 2, "the exchange refuses all of it")
+        assert not client.open
+        gone.path = Path.REFUSED
+        await until(lambda: len(client.open) == 1, "the others are back")
+        assert list(client.open[0].listeners) == [living.topic]
+        assert (living.events[-1], gone.events[-1]) == ("connected", "disconnected: A/B is unknown")
+        assert router.connections()[0].open
+        # Traded again: the next connection has everything.
+        client.refused_symbols, gone.path = set(), Path.REST
+        client.open[0].cut()
+        await until(lambda: len(client.open) == 1 and len(client.open[0].listeners) == 2, "both")
+        assert gone.events[-1] == "connected"
+
+
+async def test_where_everything_is_refused_the_exchange_is_asked_more_and_more_seldom() -> None:
+    pauses: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+        await asyncio.sleep(0)
+
+    client, gone = Client(connects=1000), Heard("A/B")
+    client.refused_symbols, gone.path = {"A/B"}, Path.REFUSED
+    rules = RouterRules(check_every=0.125)
+    async with routed(client, gone, rules=rules, sleep=sleep):
+        await until(lambda: client.turned_away >= 14, "many tries")
+    waits = [one for one in pauses if one != 0.125]
+    assert all(later <= 300 for later in waits)
+    assert min(waits[-3:]) >= 150

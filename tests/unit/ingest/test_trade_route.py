@@ -301,3 +301,51 @@ async def test_what_waits_is_bounded_and_still_arrives(waiting: int) -> None:
     bench.stream(waiting)
     await bench.settled()
     assert bench.delivered == list(range(waiting + 1))
+
+
+async def test_what_rest_refuses_is_asked_for_again_after_minutes_and_told_while_it_lasts() -> None:
+    bench = Bench(Exchange())
+    bench.stream(0)
+    bench.exchange.faults = ["refuse"] * 3
+    bench.stream(5)
+    await bench.settled()
+    asked = bench.exchange.asked
+    bench.route.disconnected("cut")
+    for second in range(900):
+        bench.clock.advance(1000)
+        bench.route.check(bench.clock.now_ms())
+        await bench.settled()
+        if second < 850 and bench.exchange.asked < 3:
+            assert bench.route.status().path is Path.REFUSED
+    # Twice more in vain, then it answers.
+    assert bench.exchange.asked >= asked + 3
+    assert bench.route.status().path is Path.REST
+    bench.stream(6)
+    bench.clock.advance(1000)
+    bench.route.check(bench.clock.now_ms())
+    assert bench.route.status().path is Path.STREAM
+    assert bench.delivered == [0, 5, 6]
+
+
+async def test_trades_that_come_while_a_refused_route_asks_again_wait_for_the_answer() -> None:
+    bench = Bench(Exchange())
+    bench.stream(0)
+    bench.exchange.faults = ["refuse"]
+    bench.stream(5)
+    await bench.settled()
+    bench.route.connected()
+    bench.exchange.traded = 20
+    bench.stream(12)
+    await bench.settled()
+    assert bench.delivered == [0, *range(5, 20)]
+    assert bench.route.status().path is Path.REST
+
+
+async def test_a_message_that_could_not_be_used_shows_by_the_next_trade() -> None:
+    bench = Bench(Exchange())
+    bench.stream(0)
+    bench.route.refused("p: is missing")
+    assert bench.exchange.asked == 0
+    bench.stream(2)
+    await bench.settled()
+    assert bench.delivered == [0, 1, 2]

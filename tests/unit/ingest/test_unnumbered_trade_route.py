@@ -145,3 +145,33 @@ async def test_silence_asks_rest_and_a_message_ends_it() -> None:
     bench.trade(2)
     bench.route.check(bench.clock.now_ms())
     assert bench.route.status().path is Path.STREAM
+
+
+async def test_after_messages_that_could_not_be_used_rest_is_asked_once() -> None:
+    bench = Bench()
+    bench.trade(0)
+    bench.trade(1, streamed=False)
+    for _ in range(10):
+        bench.route.refused("px: is missing")
+    bench.trade(2)
+    assert bench.works == []
+    bench.route.check(bench.clock.now_ms())
+    bench.route.check(bench.clock.now_ms())
+    await bench.settled()
+    assert len(bench.works) == 1
+    assert sorted(one.received_at for one in bench.delivered) == [0, 1, 2]
+
+
+async def test_what_rest_refuses_is_asked_for_again_after_minutes() -> None:
+    bench = Bench()
+    bench.trade(0)
+    bench.faults = [ExchangeRefused("delisted")]
+    bench.route.connected()
+    await bench.settled()
+    bench.route.disconnected("cut")
+    assert bench.route.status().path is Path.REFUSED
+    for seconds, path in ((290, Path.REFUSED), (20, Path.REST)):
+        bench.clock.advance(seconds * 1000)
+        bench.route.check(bench.clock.now_ms())
+        await bench.settled()
+        assert bench.route.status().path is path
