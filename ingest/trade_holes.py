@@ -10,7 +10,7 @@ import structlog
 
 from ingest.trade_route import TradeHistory
 from market.trade import Trade
-from store.trade_batch import RunState, TradeBatch, TradeRun, TradesWritten
+from store.trade_batch import TradeBatch, TradeRun, TradesWritten
 
 log = structlog.get_logger(__name__)
 
@@ -43,7 +43,9 @@ class TradeLedger(Protocol):
 async def fill_holes(
     exchange: str, symbol: str, history: TradeHistory, ledger: TradeLedger, since_ms: int
 ) -> tuple[int, int]:
-    """Fill the holes between the stored trades of one instrument that end after `since_ms`.
+    """Fill the holes in the ledger of one instrument that end after `since_ms`.
+
+    What the exchange does not have, two answers agreeing, is lost. Where they do not, the hole stays as it is.
 
     :return: trades found, and trades lost.
     """
@@ -52,8 +54,6 @@ async def fill_holes(
         if after.last_time < since_ms or before.last_id + 1 == after.first_id:
             continue
         last, end = before.last_id, after.first_id
-        if before.state is RunState.LOST or after.state is RunState.LOST:
-            continue
         log.info("trades are missing", exchange=exchange, symbol=symbol, first=last + 1, last=end - 1)
         while last + 1 < end:
             page = await history.trades_after(symbol, _known(last, before))
@@ -63,8 +63,7 @@ async def fill_holes(
             )
             if inside:
                 batch = TradeBatch(exchange=exchange, symbol=symbol, trades=inside, dense=True)
-                await ledger.write_trades([batch])
-                found += len(inside)
+                found += (await ledger.write_trades([batch])).inserted
             if following > last + 1:
                 again = await history.trades_after(symbol, _known(last, before))
                 ids = [one.id for one in again.trades if isinstance(one.id, int) and one.id > last]
@@ -78,9 +77,10 @@ async def fill_holes(
                 )
                 lost += gone - last
                 last = gone
-            if not inside and following >= end:
-                break
-            last = max([last, *(int(one.id) for one in inside)])
+            # An answer may have holes itself: go on at the first one.
+            there = {one.id for one in inside}
+            while last + 1 in there:
+                last += 1
     return found, lost
 
 
