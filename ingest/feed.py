@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from typing import Any
 
 import structlog
@@ -30,11 +31,15 @@ from market.channel import Channel
 from market.clock import Clock
 from market.errors import ExchangeRefused, Mismatch, NotFound, Retryable
 from market.instrument import Instrument, Series
-from market.timeframe import Timeframe
+from market.timeframe import DAY_MS, Timeframe
 from store.bus.bus import Bus
 from store.live_market import LiveMarket
+from store.trade_store import TRADE_HISTORY_DAYS
 
 log = structlog.get_logger(__name__)
+
+#: Seconds between two looks for trades that are too old to be kept.
+_DROP_SECONDS = 6 * 3600.0
 
 
 class Feed:
@@ -70,6 +75,7 @@ class Feed:
         self._timeframe = timeframe
         self._rules = rules or FeedRules()
         self._bus = bus
+        self._on_status = on_status
         self._limits = limits
         self._sleep = sleep
         self._router: Router | None = None
@@ -85,7 +91,7 @@ class Feed:
             self._symbols,
             timeframe,
             rules=self._rules.live,
-            on_status=on_status,
+            on_status=self._fared,
             on_closed=self._closed,
             polls=self._polls,
             sleep=sleep,
@@ -114,14 +120,16 @@ class Feed:
         :raises StoreUnusable: if neither the store nor the journal can be written.
         """
         instruments = await self._find()
-        works: list[Coroutine[Any, Any, None]] = [self.loop.run(instruments), self._settle.run(), writer.ended()]
-        works.append(capture_daily(self._history, self._store, self._local, self._listed, self._sleep))
         async with AsyncExitStack() as stack:
+            works: list[Coroutine[Any, Any, None]] = []
             if self._streams is not None:
                 publisher = None
                 if self._bus is not None:
                     publisher = await stack.enter_async_context(Publisher(self._bus, self._history.exchange))
                 works += await self._streamed(self._streams, instruments, writer, publisher)
+            # Only now: what is refused above leaves no work behind that was never begun.
+            works += [self.loop.run(instruments), self._settle.run(), writer.ended()]
+            works.append(capture_daily(self._history, self._store, self._local, self._listed, self._sleep))
             await _together(works)
 
     def status(self, writer: Writer) -> FeedStatus:
@@ -159,7 +167,14 @@ class Feed:
                 raise
             log.warning("candles come over REST alone", exchange=self._history.exchange, reason=str(error))
             return []
-        router = Router(client, self._local, refused=writer.refused, rules=self._rules.router, sleep=self._sleep)
+        router = Router(
+            client,
+            self._local,
+            # Under our name of the exchange: the simulated one speaks as another.
+            refused=lambda message: writer.refused(replace(message, exchange=self._history.exchange)),
+            rules=self._rules.router,
+            sleep=self._sleep,
+        )
         routes = FeedRoutes(
             self._history,
             self._store,
@@ -173,7 +188,7 @@ class Feed:
         )
         await routes.add_to(router, client, instruments, writer)
         self._router, self._routes = router, routes
-        return [router.run(), self._tick(routes)]
+        return [router.run(), self._tick(routes), self._drop_old_trades()]
 
     async def _find(self) -> list[Instrument]:
         """The instruments of our symbols, however long the exchange is away."""
@@ -188,14 +203,32 @@ class Feed:
                 await self._sleep(wait)
                 wait = min(wait * 2, self._rules.live.longest_wait)
 
+    async def _drop_old_trades(self) -> None:
+        """Keep recorded trades for as long as they are kept, looking a few times a day."""
+        while True:
+            try:
+                await self._store.drop_trades(self.loop.clock.now_ms() - TRADE_HISTORY_DAYS * DAY_MS)
+            except Retryable as error:
+                log.info("old trades are dropped later", error=str(error))
+            await self._sleep(_DROP_SECONDS)
+
     async def _tick(self, routes: FeedRoutes) -> None:
         while True:
             await self._sleep(1.0)
             routes.passed()
+            self._memory.trades.drop_old()
 
     def _polls(self, series: Series) -> bool:
         route = None if self._routes is None else self._routes.candles.get(series)
         return route is None or route.needs_polling
+
+    def _fared(self, status: LiveStatus) -> None:
+        """The live loop has been at a series."""
+        route = None if self._routes is None else self._routes.candles.get(status.series)
+        if route is not None and (status.refused or status.error is None):
+            route.asked(status.error)
+        if self._on_status is not None:
+            self._on_status(status)
 
     def _closed(self, series: Series, open_time: int) -> None:
         self._settle.closed(series, open_time)

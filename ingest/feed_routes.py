@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import structlog
@@ -28,7 +29,7 @@ from market.channel import Channel, Topic
 from market.clock import Clock
 from market.errors import BadInput, ExchangeRefused, Mismatch, Retryable
 from market.instrument import Instrument, Series
-from market.ticker import Ticker
+from market.order_book import BookMark
 from market.timeframe import Timeframe
 from market.trade import Trade
 from store.live_market import LiveMarket
@@ -206,13 +207,12 @@ class FeedRoutes:
     def _ticker_route(self, router: Router, instrument: Instrument) -> TickerRoute:
         exchange, symbol = self._history.exchange, instrument.symbol
         topic = Topic(Channel.TICKERS, symbol)
-        sinks: list[Callable[[Ticker], None]] = [lambda one: self._memory.tickers.put(exchange, symbol, one)]
         return TickerRoute(
             topic,
             self._history,
             self._local,
             router.spawn,
-            sinks=(*sinks, *self._outlet(topic)),
+            sinks=(self._memory.tickers.sink(exchange, symbol), *self._outlet(topic)),
             silence=self._rules.silence,
         )
 
@@ -227,12 +227,25 @@ class FeedRoutes:
             router.spawn,
             ask=self._history.order_book,
             on_top=outlets[0] if outlets else None,
+            mark=partial(self._marked, topic),
             rules=self._book_rules,
             sleep=self._sleep,
         )
         self._memory.order_books.put(exchange, symbol, route)
         self.books[symbol] = route
         return route
+
+    def _marked(self, topic: Topic, mark: BookMark) -> None:
+        """An order book has changed its state: whoever records it must not join what is before and after."""
+        log.info(
+            "order book",
+            exchange=self._history.exchange,
+            topic=str(topic),
+            state=str(mark.state),
+            reason=mark.reason,
+            resyncs=mark.resyncs,
+            last_id=mark.last_id,
+        )
 
     async def _has_room(self) -> None:
         await self._room.wait()
