@@ -40,7 +40,7 @@ simulate: $(READY) ## the simulated exchange alone, on port 9900
 backfill: $(READY) ## fill the gaps: EXCHANGE= SYMBOLS= TIMEFRAME= SINCE= [UNTIL=]
 	@$(BIN)/chandlery backfill --exchange $(EXCHANGE) --symbols "$(SYMBOLS)" --timeframe $(TIMEFRAME) $(if $(SINCE),--since $(SINCE)) $(if $(UNTIL),--until $(UNTIL)) $(ARGS)
 
-ingest: $(READY) ## keep series current: EXCHANGE= SYMBOLS= TIMEFRAME=
+ingest: $(READY) ## keep series current over live streams: EXCHANGE= SYMBOLS= TIMEFRAME= (ARGS="--channels candles,trades")
 	@$(BIN)/chandlery ingest --exchange $(EXCHANGE) --symbols "$(SYMBOLS)" --timeframe $(TIMEFRAME) $(ARGS)
 
 serve: $(READY) ## answer HTTP requests over the home
@@ -60,7 +60,7 @@ doctor: $(READY) ## what is configured, what is reachable
 
 test: lint ## everything: lint, types, import rules, all tests, and again in another time zone (ARGS= goes to pytest)
 	$(BIN)/pytest $(if $(ARGS),,$(PARALLEL)) $(ARGS)
-	$(if $(ARGS),,TZ=Asia/Seoul $(BIN)/pytest -q $(PARALLEL) tests/unit tests/contract -k "not postgresql and not timescaledb and not hybrid")
+	$(if $(ARGS),,TZ=Asia/Seoul $(BIN)/pytest -q $(PARALLEL) tests/unit tests/contract -k "not postgresql and not timescaledb and not hybrid and not redis and not rabbitmq")
 
 test-fast: $(READY) ## unit tests only
 	$(BIN)/pytest tests/unit $(ARGS)

@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import re
 import tomllib
+from enum import StrEnum
 from pathlib import Path
 
 import pytest
+from prometheus_client import CollectorRegistry
 
 from chandlery.main import COMMANDS
 from chandlery.settings import Settings
+from exchange.live import NATIVE
+from ingest.metrics import WriterMetrics
+from ingest.route import Path as RoutePath
+from ingest.writer_status import WriterState
 from market.candle import COLUMNS
+from market.channel import Channel
 from market.coverage import CoverageState
+from market.order_book import BookState
 from market.timeframe import TIMEFRAMES
+from store.trade_batch import RunState
 from trading.catalogue import bundled
 
 ROOT = Path(__file__).parents[2]
@@ -47,6 +56,39 @@ def test_timeframes_and_states_are_documented() -> None:
     assert " ".join(TIMEFRAMES) in text("docs/glossary.md")
     for state in CoverageState:
         assert f"`{state.value}`" in text("docs/data-model.md")
+
+
+@pytest.mark.parametrize("states", [RoutePath, WriterState, BookState, Channel], ids=lambda one: one.__name__)
+def test_every_state_of_live_ingest_is_documented(states: type[StrEnum]) -> None:
+    for state in states:
+        assert f"| `{state.value}`" in text("docs/live-ingest.md"), state
+
+
+def test_every_state_of_a_run_of_trades_is_documented() -> None:
+    for state in RunState:
+        assert f"`{state.value}`" in text("docs/live-ingest.md"), state
+
+
+def test_every_metric_is_documented_and_no_other() -> None:
+    registry = CollectorRegistry()
+    WriterMetrics(registry)
+    counted = {"counter": "_total"}
+    there = {one.name + counted.get(one.type, "") for one in registry.collect()}
+    assert set(re.findall(r"`(chandlery_ingest_[a-z_]+)", text("docs/live-ingest.md"))) == there
+
+
+@pytest.mark.parametrize("exchange", NATIVE)
+def test_every_exchange_with_streams_of_its_own_is_documented(exchange: str) -> None:
+    assert re.search(rf"^\|[^|]*`{exchange}`", text("docs/live-ingest.md"), re.MULTILINE)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_to_headings_lead_somewhere(document: Path) -> None:
+    for link, heading in re.findall(r"\]\(([^)#:]*)#([^)]*)\)", document.read_text("utf-8")):
+        target = document.parent / link if link else document
+        headings = re.findall(r"^#+ (.*)$", target.read_text("utf-8"), re.MULTILINE)
+        anchors = {re.sub(r"[^\w\- ]", "", one.lower()).replace(" ", "-") for one in headings}
+        assert heading in anchors, f"{link}#{heading}"
 
 
 @pytest.mark.parametrize("name", bundled())
