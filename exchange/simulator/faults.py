@@ -14,7 +14,8 @@ A faults file is a JSON list of rules, for example::
 ``every``        not each of them, but the next one whenever so many real seconds have passed, give or take half
 ``do``           what happens, see :data:`REST_FAULTS` and :data:`STREAM_FAULTS`
 
-Every rule counts everything it is about; the first rule that hits decides.
+Every rule counts everything it is about; the first rule that hits decides, and one with ``every`` that another one
+came before hits the next.
 """
 
 from __future__ import annotations
@@ -138,13 +139,16 @@ class CountedRule:
         self._most = rule.count or (None if endless else 1)
         self._due = self._next_due()
 
-    def hit(self) -> bool:
-        """Count one more that the rule is about, and say whether it is hit."""
+    def hit(self, *, taken: bool = False) -> bool:
+        """Count one more that the rule is about, and say whether it is hit.
+
+        :param taken: another rule has hit it. One with ``every`` then waits for the next.
+        """
         self._asked += 1
         if self._asked < self.rule.first or (self._most is not None and self.hits >= self._most):
             return False
         if self.rule.every is not None:
-            if self._monotonic() < self._due:
+            if taken or self._monotonic() < self._due:
                 return False
             self._due = self._next_due()
         if self.rule.probability is not None and self.rng.random() >= self.rule.probability:
@@ -185,14 +189,17 @@ class Faults:
         return self._hit([one for one in self.rules if one.rule.is_about_stream(name)])
 
     def _hit(self, about: list[CountedRule]) -> CountedRule | None:
-        hit = [one for one in about if one.hit()]
-        found = hit[0].rule if hit else None
+        first: CountedRule | None = None
+        for one in about:
+            if one.hit(taken=first is not None) and first is None:
+                first = one
+        found = None if first is None else first.rule
         if found is not None and found.do == "outage":
             self._out_until = self.monotonic() + found.seconds
             self.on_outage()
         elif found is not None and found.do == "skew":
             self._skew = (self.monotonic() + found.seconds, found.milliseconds)
-        return hit[0] if hit else None
+        return first
 
     @property
     def is_out(self) -> bool:

@@ -252,3 +252,13 @@ def test_garbage_comes_before_the_message_or_instead() -> None:
 def test_every_fault_is_of_requests_or_of_streams() -> None:
     assert sorted(REST_FAULTS & STREAM_FAULTS) == ["outage", "skew"]
     assert len(REST_FAULTS | STREAM_FAULTS) == 16
+
+
+def test_a_rule_that_is_due_when_another_one_hits_waits_for_the_next_message() -> None:
+    watch = Watch()
+    faults = faults_of(
+        {"stream": "*", "every": 10, "do": "lose"}, {"stream": "*", "every": 10, "do": "duplicate"}, watch=watch
+    )
+    watch.seconds += 20
+    assert sent(ConnectionFaults(faults), range(4)) == [1, 1, 2, 3]
+    assert faults.counts() == {"0": 1, "1": 1}
