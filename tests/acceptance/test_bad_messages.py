@@ -180,8 +180,8 @@ async def _sources(home: Path, series: Series) -> set[str]:
 
 #: When the exchange no longer trades ETH, milliseconds of its time after the beginning; and the message of a stream
 #: at which it cuts the connection, later.
-DELISTED_AFTER = 6 * MINUTE_MS
-CUT_AT = 170
+DELISTED_AFTER = 5 * MINUTE_MS
+CUT_AT = 130
 
 
 async def test_a_symbol_delisted_on_the_way_is_told_and_the_others_go_on(
