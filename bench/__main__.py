@@ -26,8 +26,10 @@ def main() -> None:
 
 def _line(one: dict[str, Any]) -> str:
     if "baseline" not in one:
-        values = "   ".join(f"{name} {value:,.2f}" for name, value in (one["values"] | one["more"]).items())
-        return f"{one['name']:50} {values} {one['unit']}"
+        values, more = (
+            "   ".join(f"{name} {value:,.2f}" for name, value in one[part].items()) for part in ("values", "more")
+        )
+        return f"{one['name']:50} {values} {one['unit']}   {more}"
     return (
         f"{one['name']:50} {one['ours_per_second']:>14,}/s   {one['baseline']:40}"
         f" {one['baseline_per_second']:>14,}/s   {one['ratio']:8.3f} x"

@@ -73,9 +73,11 @@ class Figures:
 
     def line(self) -> str:
         """One line for people."""
-        values = "   ".join(f"{name} {value:,.2f}" for name, value in (self.values | self.more).items())
+        values, more = (
+            "   ".join(f"{name} {value:,.2f}" for name, value in part.items()) for part in (self.values, self.more)
+        )
         budget = "" if self.budget is None else f" (budget {self.budget[0]} {self.budget[1]:g})"
-        return f"{self.name:50} {values} {self.unit}{budget}"
+        return f"{self.name:50} {values} {self.unit}   {more}{budget}"
 
 
 def _start(minutes_ago: int) -> int:
