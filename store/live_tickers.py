@@ -22,12 +22,8 @@ class LiveTickers:
         self._best: dict[tuple[str, str], Ticker] = {}
         self._day: dict[tuple[str, str], Ticker] = {}
 
-    def put(self, exchange: str, symbol: str, ticker: Ticker) -> None:
-        """Take in a message."""
-        (self._best if ticker.last is None else self._day)[exchange, symbol] = ticker
-
     def sink(self, exchange: str, symbol: str) -> Callable[[Ticker], None]:
-        """Where the messages about one instrument go in; the same as :meth:`put`, and faster."""
+        """Where the messages about one instrument are put."""
         key = exchange, symbol
         best, day = self._best, self._day
 
