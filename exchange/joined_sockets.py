@@ -14,7 +14,7 @@ from typing import Any
 import structlog
 
 from exchange.errors import one_line
-from exchange.plausible import LEAP_MS, OWN_TIME_LEAP_MS, EventTimes, PriceBand
+from exchange.plausible import EventTimes, PriceBand
 from exchange.reading import Answer, AnswerKind, Message, Reading, refused
 from exchange.socket import Socket, SocketRules, opened_socket
 from exchange.stream import Listener, RefusedMessage
@@ -174,7 +174,7 @@ async def joined_sockets(
     async with AsyncExitStack() as stack:
         sockets: list[Socket] = []
         waiting: list[_Subscribing] = []
-        times = EventTimes(OWN_TIME_LEAP_MS if own_time else LEAP_MS)
+        times = EventTimes(own_time=own_time)
         for plan in plans:
             one = _Subscribing(exchange, plan, listeners, refused, clock, times)
             socket = await stack.enter_async_context(opened_socket(plan.url, one.take, rules=plan.rules))

@@ -67,20 +67,24 @@ class EventTimes:
 
     How far the exchange is ahead of us is learnt from the messages, so neither a clock of ours that is some minutes
     slow nor an exchange that runs faster than time (a replay) is mistaken for the future. Times in the past are
-    always fine: they are what a replay has, and a late message harms nobody.
+    always fine: a late message harms nobody.
+
+    :param own_time: the exchange may live in the past, as a simulated one or a replay does. Its future is then what
+        is ahead of its own messages.
     """
 
-    __slots__ = ("_doubted", "_leap", "_learnt", "highest", "lowest")
+    __slots__ = ("_doubted", "_leap", "_learnt", "_least", "highest", "lowest")
 
-    def __init__(self, leap_ms: int = LEAP_MS) -> None:
-        self._leap = leap_ms
-        #: How far the exchange is ahead of our clock, milliseconds; 0 where it is not.
-        self._learnt = 0
+    def __init__(self, leap_ms: int | None = None, *, own_time: bool = False) -> None:
+        self._leap = leap_ms or (OWN_TIME_LEAP_MS if own_time else LEAP_MS)
+        #: How far the exchange is ahead of our clock, milliseconds; not below `_least`.
+        self._least: float = float("-inf") if own_time else 0
+        self._learnt: float | None = None if own_time else 0
         self._doubted: int | None = None
         #: Event time minus our clock, milliseconds: from one to the other inclusive it is plausible and teaches
         #: nothing.
         self.lowest: float = float("-inf")
-        self.highest: float = 0
+        self.highest: float = float("-inf") if own_time else 0
 
     def check(self, field: str, event_time: int, received_at: int) -> None:
         """Judge how far `event_time` is ahead of `received_at`, both in epoch milliseconds, and learn from it.
@@ -88,15 +92,17 @@ class EventTimes:
         :raises BadInput: naming `field`, if it is not to be believed yet.
         """
         ahead, doubted = event_time - received_at, self._doubted
+        if self._learnt is None:
+            self._learnt = ahead
         if ahead > self._learnt + self._leap:
             self._doubted = ahead
             if doubted is None or abs(ahead - doubted) > self._leap:
                 # A plausible time in between must be seen, to forget the doubt.
                 self.highest = float("-inf")
-                limit = received_at + self._learnt + self._leap
+                limit = received_at + int(self._learnt) + self._leap
                 raise BadInput(field, event_time, f"a time of at most {limit}, by our clock, until the next agrees")
         self._doubted = None
         if ahead > self._learnt or ahead < self._learnt - self._leap:
-            self._learnt = max(0, ahead)
+            self._learnt = max(self._least, ahead)
         self.highest = self._learnt
-        self.lowest = self._learnt - self._leap if self._learnt else float("-inf")
+        self.lowest = self._learnt - self._leap if self._learnt > self._least else float("-inf")

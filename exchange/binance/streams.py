@@ -25,7 +25,7 @@ from exchange.address import at_address
 from exchange.binance.dispatch import Stream, SubscribeAnswer, dispatch
 from exchange.errors import one_line
 from exchange.joined_sockets import JoinedSockets
-from exchange.plausible import LEAP_MS, OWN_TIME_LEAP_MS, EventTimes
+from exchange.plausible import EventTimes
 from exchange.socket import Socket, SocketRules, opened_socket
 from exchange.stream import BookChain, BookStart, Connection, Listener, RefusedMessage, StreamRules
 from exchange.symbol import unknown_symbol
@@ -176,7 +176,7 @@ class BinanceStreams:
     ) -> AsyncIterator[Connection]:
         async with AsyncExitStack() as stack:
             sockets: list[Socket] = []
-            times = EventTimes(LEAP_MS if self._url is None else OWN_TIME_LEAP_MS)
+            times = EventTimes(own_time=self._url is not None)
             for address, streams in self._plan(listeners, times).items():
                 answers = _Answers(self._exchange)
                 hear = dispatch(self._exchange, streams, refused, answers.take, self._clock.now_ms)

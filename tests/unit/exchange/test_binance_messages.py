@@ -435,6 +435,24 @@ def test_the_past_and_a_replay_at_any_speed_are_fine() -> None:
     assert all(believed(times, NOW - DAY_MS + step * 3000, NOW + step * 50) for step in range(60_000))
 
 
+def test_an_exchange_that_lives_in_the_past_has_a_future_too() -> None:
+    times = EventTimes(own_time=True)
+    # Nobody compares by himself before something was learnt.
+    assert times.highest == float("-inf")
+    then = NOW - 900 * DAY_MS
+    assert believed(times, then, NOW)
+    assert all(believed(times, then + step * 60_000, NOW + step * 50) for step in range(100))
+    assert not believed(times, then + 365 * DAY_MS, NOW + 6000)
+    assert believed(times, then + 7_000_000, NOW + 6010)
+    # What came first may have been the garbled one.
+    times = EventTimes(own_time=True)
+    assert believed(times, then + 365 * DAY_MS, NOW)
+    assert believed(times, then, NOW + 10)
+    assert not believed(times, then + 365 * DAY_MS, NOW + 20)
+    # One that runs faster than time is believed all the way.
+    assert all(believed(times, then + step * 3_600_000, NOW + step * 50) for step in range(60_000))
+
+
 def test_topics_become_streams() -> None:
     spot = BinanceStreams("binance", {"BTC/USDT": "BTCUSDT"})
     assert spot.stream_names(Topic(Channel.TRADES, "BTC/USDT")) == ("btcusdt@trade",)
