@@ -50,9 +50,9 @@ def test_trades_that_nobody_reads_are_dropped_too(clock: ManualClock) -> None:
 
 def test_messages_of_best_prices_and_of_the_day_are_one_ticker(clock: ManualClock) -> None:
     tickers = LiveTickers(clock)
-    tickers.put("binance", "BTC/USDT", Ticker(clock.now_ms(), 7, last=10.0, volume=3.0, open=9.0))
+    tickers.sink("binance", "BTC/USDT")(Ticker(clock.now_ms(), 7, last=10.0, volume=3.0, open=9.0))
     clock.advance(100)
-    tickers.put("binance", "BTC/USDT", Ticker(clock.now_ms(), None, 9.5, 1.0, 10.5, 2.0))
+    tickers.sink("binance", "BTC/USDT")(Ticker(clock.now_ms(), None, 9.5, 1.0, 10.5, 2.0))
     whole = tickers.get("binance", "BTC/USDT")
     assert whole is not None
     assert (whole.bid, whole.ask, whole.last, whole.volume, whole.event_time) == (9.5, 10.5, 10.0, 3.0, 7)
