@@ -13,11 +13,16 @@ SYMBOLS ?= BTC/USDT,ETH/USDT
 TIMEFRAME ?= 1m
 STRATEGY ?= sma_cross
 HOME_DIR ?= data
+# Of `make soak`: kills of the ingest process and of the database, seconds that the database is away and that a storm lasts.
+KILLS ?= 100
+DATABASE_KILLS ?= 20
+AWAY ?= 120
+STORM ?= 3600
 
 export CHANDLERY_HOME ?= $(HOME_DIR)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup up demo simulate backfill ingest serve archive backtest check doctor test test-fast lint format bench clean
+.PHONY: help setup up demo simulate backfill ingest serve archive backtest check doctor test test-fast soak lint format bench clean
 
 help: ## list the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -64,6 +69,12 @@ test: lint ## everything: lint, types, import rules, all tests, and again in ano
 
 test-fast: $(READY) ## unit tests only
 	$(BIN)/pytest tests/unit $(ARGS)
+
+soak: $(READY) ## the crash tests for hours: KILLS= of ingest, DATABASE_KILLS=, AWAY= and STORM= seconds; tells the figures
+	CHANDLERY_TEST_KILLS=$(KILLS) CHANDLERY_TEST_DATABASE_KILLS=$(DATABASE_KILLS) CHANDLERY_TEST_AWAY_SECONDS=$(AWAY) \
+	CHANDLERY_TEST_STORM_SECONDS=$(STORM) $(BIN)/pytest -o log_cli=true --log-cli-level=INFO \
+	tests/crash/test_ingest_kill.py tests/crash/test_database_kill.py tests/acceptance/test_database_away.py \
+	tests/acceptance/test_storm.py $(ARGS)
 
 lint: $(READY) ## style, types and import rules
 	$(BIN)/ruff format --check .

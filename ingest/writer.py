@@ -378,7 +378,8 @@ class Writer:
             self._left.clear()
             self._let_on()
             return
-        if oldest.records >= self._behind - self._in_flight:
+        # Not for a store that is away: it may take a time-out to say so again.
+        if not self._away and oldest.records >= self._behind - self._in_flight:
             self._open.clear()
         await self._commit(oldest.held, len(oldest.held), fresh=False)
         await self._spill.done(oldest.place)

@@ -1,4 +1,4 @@
-"""``kill -9`` of a whole ingest at random moments: what it called durable is there, once, and the rest is refilled."""
+"""``kill -9`` of a whole ingest at random moments: what it called durable is there once, the rest is refilled."""
 
 from __future__ import annotations
 
@@ -180,7 +180,7 @@ async def test_what_a_killed_ingest_called_durable_is_there_once(tmp_path: Path)
         cut = await market_kept.exchange_time(url)
         clock = SystemClock()
         async with SqliteStore.opened(home / DATABASE_NAME, clock, read_only=True) as store:
-            await until(lambda: market_kept.all_kept(store, market_kept.SYMBOLS, cut))
+            await market_kept.all_kept(store, market_kept.SYMBOLS, cut)
         tell(one, "stop")
         tell(one, "wait")
         assert one.hear() == "ended 0"

@@ -2,9 +2,9 @@
 
 Arguments: the home, the address of the simulated exchange, and a folder for the notes. It says ``ready``. ``go N``
 forks a child, whose notes are the file ``N``; ``stop`` asks the child to end in order; ``kill S`` kills it with
-SIGKILL after S seconds, and ``wait`` lets it end. Both of these say ``ended CODE``. A fork of a warm process is quick:
-importing alone would take seconds. The notes are lines of text, each written at once; a killed child's last one may
-be torn.
+SIGKILL after S seconds, and ``wait`` lets it end. Both of these say ``ended CODE``. A fork of a warm process is
+quick: importing alone would take seconds. The notes are lines of text, each written at once; a killed
+child's last one may be torn.
 """
 
 from __future__ import annotations

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import functools
+import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -29,6 +31,7 @@ BEGIN_MS = 1_719_000_000_000
 SYMBOLS = ("BTC/USDT", "ETH/USDT", "SOL/USDT", "XRP/USDT")
 
 
+@functools.cache
 def market_of(symbol: str) -> Market:
     """What the simulated exchange with our seed trades of a symbol."""
     return Market(SyntheticTape(SEED, symbol))
@@ -51,17 +54,23 @@ def wanted(cut: int) -> Interval:
     return Interval(BEGIN_MS + MINUTE_MS, cut // MINUTE_MS * MINUTE_MS - 2 * MINUTE_MS)
 
 
-async def all_kept(store: Store, symbols: Sequence[str], cut: int) -> bool:
-    """Whether every trade and candle before `cut` is stored."""
+async def all_kept(store: Store, symbols: Sequence[str], cut: int, seconds: float = 60.0) -> None:
+    """Return as soon as every trade and candle before `cut` is stored."""
+    end = time.monotonic() + seconds
     for symbol in symbols:
         last = max(trade.id for trade in market_of(symbol).trades(cut - 10 * MINUTE_MS, cut))
-        newest = await store.newest_trade(EXCHANGE, symbol)
-        if newest is None or int(newest.id) < last:
-            return False
-        covered = await store.coverage(Series(EXCHANGE, symbol, ONE_MINUTE), wanted(cut))
-        if IntervalSet([wanted(cut)]) - IntervalSet(one.interval for one in covered):
-            return False
-    return True
+        while missing := await _missing(store, symbol, cut, last):
+            assert time.monotonic() < end, f"not within {seconds:g} s: {missing} of {symbol}"
+            await asyncio.sleep(0.05)
+
+
+async def _missing(store: Store, symbol: str, cut: int, last: int) -> str | None:
+    newest = await store.newest_trade(EXCHANGE, symbol)
+    if newest is None or int(newest.id) < last:
+        return f"trade {last} after {newest}"
+    covered = await store.coverage(Series(EXCHANGE, symbol, ONE_MINUTE), wanted(cut))
+    unknown = IntervalSet([wanted(cut)]) - IntervalSet(one.interval for one in covered)
+    return f"candles {list(unknown)}" if unknown else None
 
 
 @dataclass
