@@ -128,6 +128,7 @@ async def test_a_storm_of_faults_loses_nothing_and_doubles_nothing(tmp_path: Pat
             await _check(store, cut)
         async with httpx.AsyncClient(base_url=url) as client:
             hits = (await client.get("/simulator/faults")).json()
+    assert sum(hits.values()) > 20, hits
     books.check(storm.markets())
     assert books.seen
     assert len({symbol for symbol, _ in books.seen}) == len(storm.SYMBOLS)
