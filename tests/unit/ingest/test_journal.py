@@ -94,7 +94,9 @@ def test_a_position_of_another_file_with_the_same_number_does_not_count(tmp_path
         assert payloads(journal) == [b"A", b"B", b"C"]
 
 
-@pytest.mark.parametrize("content", [b"", b"short", os.urandom(28), b"\0" * 28])
+@pytest.mark.parametrize(
+    "content", [b"", b"short", b"\xee\xab\xb5\x9c" * 7, b"\0" * 28], ids=["none", "short", "wrong", "zeros"]
+)
 def test_a_damaged_position_only_means_reading_again(tmp_path: Path, content: bytes) -> None:
     with Journal.opened(tmp_path) as journal:
         journal.append([b"a", b"b"])
