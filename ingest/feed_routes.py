@@ -38,6 +38,8 @@ log = structlog.get_logger(__name__)
 
 #: Of an exchange that does not count its trades, the stored ones of so long are known after a restart.
 _REMEMBERED_MS = 60_000
+#: Seconds between two looks whether the journal of an earlier process is in the store.
+_JOURNAL_LOOK = 0.1
 #: Exchanges tell of a forming candle at an even pace, Binance every two seconds, so a shorter silence is unusual
 #: than of trades, which come in bursts. And it costs next to nothing to ask for a candle.
 _USUAL_OF_CANDLES = 5.0
@@ -151,7 +153,7 @@ class FeedRoutes:
         stored: list[Trade] = []
         if self._rules.record_trades:
             sinks.append(writer.trade_sink(exchange, symbol, dense))
-            stored = await self._stored(symbol, dense)
+            stored = await self._stored(symbol, dense, writer)
         if not dense:
             unnumbered = UnnumberedTradeRoute(
                 topic,
@@ -250,17 +252,24 @@ class FeedRoutes:
     async def _has_room(self) -> None:
         await self._room.wait()
 
-    async def _stored(self, symbol: str, dense: bool) -> list[Trade]:
+    async def _stored(self, symbol: str, dense: bool, writer: Writer) -> list[Trade]:
         """The newest stored trades, oldest first: one where the exchange counts them, else those of the last time.
 
         None where they are so old that going on from them would take too long.
         """
         exchange, wait = self._history.exchange, self._rules.live.first_wait
         while True:
+            # Before the look into the store, as it moves from the one to the other.
+            journal = writer.status().journal_records
             try:
                 newest = await self._store.newest_trade(exchange, symbol)
                 if newest is None or newest.event_time < self._loop.clock.now_ms() - self._rules.holes_ms:
-                    return []
+                    if not journal:
+                        return []
+                    # Newer ones may be in what an earlier process left in the journal: a start without them would
+                    # leave a hole after them.
+                    await self._sleep(_JOURNAL_LOOK)
+                    continue
                 if dense:
                     return [newest]
                 end = newest.event_time + 1

@@ -120,9 +120,9 @@ async def test_a_database_away_under_full_load(server: PrivatePostgres, tmp_path
     )}  # fmt: skip
     pause = watch.longest_pause(began, back)
     log.info(
-        "database away %g s: %d rows/s of load meanwhile; acknowledged %d rows, missing %d, doubled %d, equal to the "
-        "exchange's %d; most rows waiting %d; journal %d records, %.1f MB at its longest, replayed %.1f s after the "
-        "return; p99 of the lag in ms %s; memory grew by %.1f MB; longest pause of the streams %.2f s",
+        "database away %g s: %d rows/s of load meanwhile; acknowledged %d rows, missing %d, doubled %d, equal to "
+        "the exchange's %d; most rows waiting %d; journal %d records, %.1f MB at its longest, replayed %.1f s "
+        "after the return; p99 of the lag in ms %s; memory grew by %.1f MB; longest pause of the streams %.2f s",
         AWAY, during * LOADED / (back - began), account.rows, missing, doubled, rows, watch.most_waiting,
         away.journal_records, watch.most_journal_bytes / 1e6, direct - back, lag,
         (watch.most_memory - watch.memory) / 1e6, pause,

@@ -121,9 +121,14 @@ async def check_kept(store: Store, symbols: Sequence[str], cut: int) -> int:
         stored = await store.trades(EXCHANGE, symbol, 0, cut)
         assert stored, symbol
         true = [one for one in market.trades(stored[0].event_time, cut) if one.id >= int(stored[0].id)]
+        # Told apart, as most of what can go wrong shows in the ids.
+        ids, true_ids = {int(one.id) for one in stored}, {one.id for one in true}
+        runs = [(one.first_id, one.last_id, one.state) for one in await store.trade_runs(EXCHANGE, symbol)]
+        wrong = (sorted(true_ids - ids), sorted(ids - true_ids))
+        assert wrong == ([], []), f"{symbol}: missing and too many are {wrong}; the ledger says {runs}"
         ours = [(one.id, one.price, one.quantity, one.event_time, one.taker_buys) for one in stored]
         assert ours == [(one.id, one.price, one.quantity, one.time, not one.buyer_is_maker) for one in true], symbol
-        assert [one.state for one in await store.trade_runs(EXCHANGE, symbol)] == [RunState.PRESENT], symbol
+        assert [state for _, _, state in runs] == [RunState.PRESENT], f"{symbol}: {runs}"
         series, candles = Series(EXCHANGE, symbol, ONE_MINUTE), wanted(cut)
         kept = await store.read(series, candles.start, candles.end)
         expected = market.minutes(cut + MINUTE_MS, candles.start, candles.end)

@@ -30,7 +30,7 @@ from ingest.writer_status import WriterStatus
 from market.book_message import BookChain, BookChange, BookSnapshot, BookStart
 from market.candle import no_candles
 from market.channel import Channel, Topic
-from market.errors import BadInput, NotFound
+from market.errors import BadInput, NotFound, StoreUnavailable
 from market.instrument import Instrument
 from market.ticker import Ticker
 from market.timeframe import MINUTE_MS, ONE_MINUTE
@@ -66,8 +66,11 @@ class History(ScriptedHistory):
     def __init__(self) -> None:
         super().__init__(minutes(*range(100)))
         self.now = NOW
+        #: Of each question for trades, the last one known.
+        self.after: list[Trade | None] = []
 
     async def trades_after(self, symbol: str, last: Trade | None, *, limit: int = 1000) -> TradePage:
+        self.after.append(last)
         self._ask("trades", 0, 0)
         return TradePage(trades=[], complete=True, missing=False)
 
@@ -114,11 +117,30 @@ class Store(MemoryStore):
         return []
 
 
+class TradesKept(Store):
+    """The same with a memory for trades, which are refused so many times."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.refusals = 0
+        self.kept: list[Trade] = []
+
+    async def write_trades(self, batches: Any) -> TradesWritten:
+        if self.refusals:
+            self.refusals -= 1
+            raise StoreUnavailable("away")
+        self.kept += [trade for batch in batches for trade in batch.trades]
+        return TradesWritten()
+
+    async def newest_trade(self, exchange: str, symbol: str) -> Trade | None:
+        return self.kept[-1] if self.kept else None
+
+
 class Bench:
     """A feed at work."""
 
-    def __init__(self, channels: frozenset[Channel] = frozenset(Channel)) -> None:
-        self.history, self.store, self.clock = History(), Store(), ManualClock(NOW)
+    def __init__(self, channels: frozenset[Channel] = frozenset(Channel), store: type[Store] = Store) -> None:
+        self.history, self.store, self.clock = History(), store(), ManualClock(NOW)
         self.client = Client(
             book_start=BookStart.REST, book_chain=BookChain.FIRST_ID, dense_trade_ids=True, says_closed=True
         )
@@ -228,6 +250,21 @@ async def test_a_feed_that_has_not_begun_says_so(tmp_path: Path) -> None:
         said = orjson.loads(orjson.dumps(bench.feed.status(writer).as_json()))
     empty = ("series", "routes", "order_books", "connections", "built_candles", "paths")
     assert all(not said[name] for name in empty)
+
+
+async def test_trades_go_on_after_those_that_an_earlier_process_left_in_the_journal(tmp_path: Path) -> None:
+    bench = Bench(frozenset({Channel.TRADES}), TradesKept)
+    store, left = bench.store, Trade(5, 100.0, 1.0, NOW - 1000, True, NOW - 1000)
+    assert isinstance(store, TradesKept)
+    store.refusals = 1_000
+    async with Writer.opened(store, tmp_path, bench.clock) as writer:
+        writer.trade_sink("scripted", BTC, True)(left)
+    # The store is still away when the next process starts, for a moment.
+    store.refusals = 1
+    async with bench.running(tmp_path):
+        await bench.until(lambda: bench.history.after, "a question for the trades since")
+        assert store.kept == [left]
+    assert bench.history.after[0] == left
 
 
 async def test_changes_of_an_order_books_state_are_logged_and_counted(tmp_path: Path) -> None:
