@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from market.errors import ExchangeRefused, ExchangeUnavailable, StoreUnusable
 from tests.conftest import ManualClock
 from tests.support.notes import eventually
 
-QUICK = RouterRules(check_every=0.005, dead_after=0.05, half_dead_after=0.03, first_wait=0.002, overlap=0.02)
+QUICK = RouterRules(check_every=0.005, dead_after=60.0, half_dead_after=0.03, first_wait=0.002, overlap=0.02)
 
 
 class Wire:
@@ -184,7 +185,7 @@ async def test_a_cut_connection_is_opened_again_and_the_routes_are_told() -> Non
 
 async def test_an_open_connection_on_which_nothing_comes_is_given_up() -> None:
     client, route = Client(), Heard("A/B")
-    async with routed(client, route):
+    async with routed(client, route, rules=replace(QUICK, dead_after=0.05)):
         await until(lambda: len(client.wires) >= 2, "another connection")
         assert client.wires[0].closed
         assert route.events[1].startswith("disconnected: nothing came for 0.05 s")
