@@ -127,7 +127,11 @@ async def run_and_kill(one: Worker, notes: Notes, home: Path, moment: Moment, rn
     await until(lambda: notes.has("open"))
     if moment is Moment.REFILL:
         return killed(one, rng.uniform(0, 0.2))
-    await until(lambda: notes.has("trades store"))
+    # The first rows may be from the journal. Streams begin when the markets are known, which takes a store that can
+    # be written.
+    await until(lambda: notes.has("round"))
+    before = notes.heard["trades store"]
+    await until(lambda: notes.has("trades store") and notes.heard["trades store"] > before)
     if moment is Moment.WRITING:
         return killed(one, rng.uniform(0, 0.6))
     path = home / DATABASE_NAME

@@ -9,6 +9,7 @@ child's last one may be torn.
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import logging
 import os
@@ -87,8 +88,12 @@ class NotingStore:
         return written
 
 
-async def ingest(home: Path, url: str, notes: Notes) -> None:
-    """What the command `ingest` does."""
+async def ingest(home: Path, url: str, notes: Notes, parent: int) -> None:
+    """What the command `ingest` does.
+
+    :param parent: a pipe that the parent holds open: with its end, however that comes, the child's comes too.
+    """
+    asyncio.get_running_loop().add_reader(parent, os._exit, 1)
     settings = Settings(
         home=home,
         channels=(Channel.CANDLES, Channel.TRADES),
@@ -100,7 +105,10 @@ async def ingest(home: Path, url: str, notes: Notes) -> None:
     with holding(settings, "ingest"):
         async with opened_store(settings) as store:
             noting: Any = NotingStore(store, notes)
-            opening = opened_feed(plan, settings, noting, LiveMarket(CLOCK), on_durable=notes.durable)
+            memory = LiveMarket(CLOCK)
+            opening = opened_feed(
+                plan, settings, noting, memory, lambda _: notes.say("round"), on_durable=notes.durable
+            )
             async with opening as feed:
                 notes.say("open")
                 await feed.run(home / STATUS_NAME)
@@ -119,15 +127,16 @@ def main() -> None:
     database.BUSY_TIMEOUT_MS = BUSY_MS
     home, url, folder = Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
     os.write(1, b"ready\n")
-    child = 0
+    child, (parent, held) = 0, os.pipe()
     for line in sys.stdin:
         match line.split():
             case ["go", number]:
                 child = os.fork()
                 if not child:
+                    os.close(held)
                     notes = Notes(folder / number)
                     try:
-                        run(ingest(home, url, notes))
+                        run(ingest(home, url, notes, parent))
                     except KeyboardInterrupt:
                         # In order. Taking all the imported modules apart would only take time.
                         os._exit(0)
