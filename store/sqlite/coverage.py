@@ -37,24 +37,26 @@ def replace_coverage(
     were, are = set(before), set(after)
     gone = [one for one in before if one not in are]
     new = [one for one in after if one not in were]
-    connection.executemany(
-        QUERIES["delete_coverage"], [(key.instrument_id, key.timeframe, one.interval.start) for one in gone]
-    )
-    connection.executemany(
-        QUERIES["insert_coverage"],
-        [
-            (
-                key.instrument_id,
-                key.timeframe,
-                one.interval.start,
-                one.interval.end,
-                one.state.value,
-                one.source,
-                one.learned_at,
-                one.expires_at,
-                one.evidence,
-            )
-            for one in new
-        ],
-    )
+    if gone:
+        connection.executemany(
+            QUERIES["delete_coverage"], [(key.instrument_id, key.timeframe, one.interval.start) for one in gone]
+        )
+    if new:
+        connection.executemany(
+            QUERIES["insert_coverage"],
+            [
+                (
+                    key.instrument_id,
+                    key.timeframe,
+                    one.interval.start,
+                    one.interval.end,
+                    one.state.value,
+                    one.source,
+                    one.learned_at,
+                    one.expires_at,
+                    one.evidence,
+                )
+                for one in new
+            ],
+        )
     return bool(gone or new)

@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from market.candle import open_times_ms
+from market.candle_row import plain_rows
 from market.fingerprint import Digest
 from store.batch import CandleBatch, Written
 from store.ledger import learn
@@ -23,7 +24,7 @@ def write_batch(connection: sqlite3.Connection, key: SeriesKey, batch: CandleBat
     for span in merge.meet(_stored_chunks(connection, key, merge)):
         asked = named(key) | {"start": span.start, "end": span.end}
         stored = fetched(connection.execute(QUERIES["read_candles"], asked | {"limit": -1}))
-        states = [row[1] for row in connection.execute(QUERIES["read_states"], asked)]
+        states = [row[1] for row in connection.execute(QUERIES["read_states"], asked)] if stored.num_rows else []
         merge.compare(span, stored, np.array(states, np.int64))
     _replace(connection, key, merge, batch.source)
     if merge.fresh or merge.corrections:
@@ -35,22 +36,30 @@ def write_batch(connection: sqlite3.Connection, key: SeriesKey, batch: CandleBat
     if merge.fresh or merge.corrections or ledger_changed:
         connection.execute(QUERIES["touch_series"], named(key) | {"now": merge.learned_at})
     _save_chunks(connection, key, merge)
-    connection.executemany(
-        QUERIES["insert_quarantine"],
-        [
-            (key.instrument_id, key.timeframe, one.open_time, one.reason, one.raw, batch.source, merge.learned_at)
-            for one in merge.refusals
-        ],
-    )
+    if merge.refusals:
+        connection.executemany(
+            QUERIES["insert_quarantine"],
+            [
+                (
+                    key.instrument_id,
+                    key.timeframe,
+                    one.open_time,
+                    one.reason,
+                    one.raw,
+                    batch.source,
+                    merge.learned_at,
+                )
+                for one in merge.refusals
+            ],
+        )
     return merge.written()
 
 
 def _stored_chunks(connection: sqlite3.Connection, key: SeriesKey, merge: Merge) -> dict[int, StoredChunk]:
-    if merge.span is None:
+    span = merge.span
+    if span is None:
         return {}
-    rows = connection.execute(
-        QUERIES["read_chunks"], named(key) | {"start": merge.span.start, "end": merge.span.end}
-    )
+    rows = connection.execute(QUERIES["read_chunks"], named(key) | {"start": span.start, "end": span.end})
     return {row[0]: StoredChunk(Digest.of_hex(row[1], row[3]), row[2], row[4]) for row in rows}
 
 
@@ -65,9 +74,13 @@ def _replace(connection: sqlite3.Connection, key: SeriesKey, merge: Merge, sourc
 
 def _insert(connection: sqlite3.Connection, key: SeriesKey, merge: Merge, table: pa.Table) -> None:
     whole = table.num_rows // 16 * 16
-    sixteens = to_parameters(table.slice(0, whole), key, merge.state, merge.learned_at, rows=16)
-    connection.executemany(QUERIES["insert_sixteen_candles"], sixteens)
-    ones = to_parameters(table.slice(whole), key, merge.state, merge.learned_at, rows=1)
+    if whole:
+        sixteens = to_parameters(table.slice(0, whole), key, merge.state, merge.learned_at, rows=16)
+        connection.executemany(QUERIES["insert_sixteen_candles"], sixteens)
+    ends = (key.instrument_id, key.timeframe), (int(merge.state), merge.learned_at)
+    # As many as the batch has: these are all of its rows.
+    rows = merge.few if merge.few and len(merge.few) == table.num_rows else plain_rows(table.slice(whole))
+    ones = [(*ends[0], *row, *ends[1]) for row in rows]
     connection.executemany(QUERIES["insert_candle"], ones)
 
 

@@ -17,6 +17,8 @@ from store.series_key import SeriesKey, parts_of
 QUERIES = sql.queries("sqlite")
 #: Rows read at a time: with more of them, turning rows into columns misses the processor's cache.
 _FETCHED = 4096
+#: Making an empty table takes longer than reading a few rows.
+_NO_CANDLES = no_candles()
 #: Rows turned into parameters at a time; a multiple of sixteen.
 _BLOCK = 16_384
 
@@ -71,7 +73,7 @@ def add_series(connection: sqlite3.Connection, series: Series) -> SeriesKey:
 def to_table(rows: Sequence[tuple[Any, ...]]) -> pa.Table:
     """Rows in the order of the candle schema as a table."""
     if not rows:
-        return no_candles()
+        return _NO_CANDLES
     arrays = []
     for field, column in zip(CANDLE_SCHEMA, zip(*rows, strict=True), strict=True):
         if field.type == INSTANT:
@@ -89,7 +91,7 @@ def fetched(cursor: sqlite3.Cursor, newest_first: bool = False) -> pa.Table:
     tables = []
     while rows := cursor.fetchmany(_FETCHED):
         tables.append(to_table(rows[::-1] if newest_first else rows))
-    return pa.concat_tables(tables[::-1] if newest_first else tables) if tables else no_candles()
+    return pa.concat_tables(tables[::-1] if newest_first else tables) if tables else _NO_CANDLES
 
 
 def to_parameters(
