@@ -13,10 +13,12 @@ SYMBOLS ?= BTC/USDT,ETH/USDT
 TIMEFRAME ?= 1m
 STRATEGY ?= sma_cross
 HOME_DIR ?= data
-# Of `make soak`: kills of the ingest process and of the database, seconds that the database is away and that a storm lasts.
+# Of `make soak`: kills of the ingest process and of the database, seconds that the database is away and trades a second
+# meanwhile, seconds that a storm lasts.
 KILLS ?= 100
 DATABASE_KILLS ?= 20
 AWAY ?= 120
+RATE ?= 20000
 STORM ?= 3600
 
 export CHANDLERY_HOME ?= $(HOME_DIR)
@@ -70,9 +72,9 @@ test: lint ## everything: lint, types, import rules, all tests, and again in ano
 test-fast: $(READY) ## unit tests only
 	$(BIN)/pytest tests/unit $(ARGS)
 
-soak: $(READY) ## the crash tests for hours: KILLS= of ingest, DATABASE_KILLS=, AWAY= and STORM= seconds; tells the figures
+soak: $(READY) ## the crash tests for hours, with figures: KILLS= DATABASE_KILLS= AWAY= (seconds) RATE= (trades a second) STORM= (seconds)
 	CHANDLERY_TEST_KILLS=$(KILLS) CHANDLERY_TEST_DATABASE_KILLS=$(DATABASE_KILLS) CHANDLERY_TEST_AWAY_SECONDS=$(AWAY) \
-	CHANDLERY_TEST_STORM_SECONDS=$(STORM) $(BIN)/pytest -o log_cli=true --log-cli-level=INFO \
+	CHANDLERY_TEST_AWAY_RATE=$(RATE) CHANDLERY_TEST_STORM_SECONDS=$(STORM) $(BIN)/pytest -o log_cli=true --log-cli-level=INFO \
 	tests/crash/test_ingest_kill.py tests/crash/test_database_kill.py tests/acceptance/test_database_away.py \
 	tests/acceptance/test_storm.py $(ARGS)
 

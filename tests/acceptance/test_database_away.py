@@ -35,8 +35,9 @@ pytestmark = pytest.mark.crash
 #: Seconds for which the database is away.
 AWAY = float(os.environ.get("CHANDLERY_TEST_AWAY_SECONDS", "8"))
 NAME = "market"
-#: Trades a second besides those of the simulated exchange, and of how many instruments.
-RATE, LOADED = 20_000, 20
+#: Trades a second besides those of the simulated exchange, and of how many instruments. A machine whose cores are
+#: shared may not bring a long journal to the database faster than that.
+RATE, LOADED = int(os.environ.get("CHANDLERY_TEST_AWAY_RATE", "20000")), 20
 SPEED = 20
 #: Bytes by which the process may grow; and rows that may wait.
 GROWTH, MOST_WAITING = 256 << 20, 200_000
