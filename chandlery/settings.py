@@ -28,8 +28,8 @@ from store.sqlite.store import DATABASE_NAME
 
 FILE = "chandlery.toml"
 _SQLITE = "sqlite:///"
-#: Variables of the tests.
-_NOT_SETTINGS = {"CHANDLERY_TEST_DATA", "CHANDLERY_TEST_POSTGRES"}
+#: Variables of the tests begin so.
+_NOT_SETTINGS = "CHANDLERY_TEST_"
 #: The exchange id under which data of the simulated exchange is kept: made-up candles never stand under a real
 #: exchange's name.
 SIMULATED = "simulated"
@@ -279,9 +279,9 @@ def load(**given: Any) -> Settings:
 
 def _refuse_unknown_variables() -> None:
     """A misspelt variable would otherwise be the default, in silence."""
-    known = {f"CHANDLERY_{key.upper()}" for key in Settings.model_fields} | _NOT_SETTINGS
+    known = {f"CHANDLERY_{key.upper()}" for key in Settings.model_fields}
     for name in sorted(os.environ):
-        if name.startswith("CHANDLERY_") and name not in known:
+        if name.startswith("CHANDLERY_") and name not in known and not name.startswith(_NOT_SETTINGS):
             near = get_close_matches(name, known, 1)
             raise BadInput(
                 name, without_password(os.environ[name]), near[0] if near else "one of " + ", ".join(sorted(known))

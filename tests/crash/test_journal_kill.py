@@ -26,7 +26,7 @@ from tests.support.workers import Worker
 
 pytestmark = pytest.mark.crash
 
-KILLS = int(os.environ.get("CHANDLERY_JOURNAL_KILLS", "15"))
+KILLS = int(os.environ.get("CHANDLERY_TEST_JOURNAL_KILLS", "15"))
 WORKER = workers.HERE / "journal_worker.py"
 
 

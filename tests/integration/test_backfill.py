@@ -158,7 +158,7 @@ def test_a_passing_fault_leaves_no_trace(
     with simulated_exchange(
         data=recorded / "candles", symbols=["BTC/USDT"], now_ms=NOW, faults=[PASSING[fault]], folder=tmp_path
     ) as url:
-        (report,) = fill(tmp_path, url, DAY, "BTC/USDT", rules=QUICK, timeout_ms=1_000)
+        (report,) = fill(tmp_path, url, DAY, "BTC/USDT", rules=QUICK, timeout_ms=5_000)
     year = recorded_candles("binance_spot_BTCUSDT_1m_2023-01-01", "1m")
     times = open_times_ms(year)
     expected = year.filter(pa.array((times >= DAY.start) & (times < DAY.end)))

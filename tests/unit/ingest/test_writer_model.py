@@ -171,7 +171,7 @@ async def play(folder: Path, actions: list[tuple[object, ...]]) -> None:
 
 
 @given(st.lists(ACTION, max_size=40))
-@settings(max_examples=int(os.environ.get("CHANDLERY_WRITER_RUNS", "40")))
+@settings(max_examples=int(os.environ.get("CHANDLERY_TEST_WRITER_RUNS", "40")))
 @example(
     [("store", "away"), ("trades", "BTC/USDT", 5), ("durable",), ("kill", b"", True), ("trades", "BTC/USDT", 3)]
 )
