@@ -5,8 +5,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 UV_VERSION := >=0.8,<1
-# Each file of tests on one of as many processes as there are processors.
-PARALLEL := -n auto --dist loadfile
+# Each file of tests on one of a few processes: one more than there are processors, since many wait for a server or a disk.
+PARALLEL := -n $(shell expr $$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2) + 1) --dist loadfile
 
 EXCHANGE ?= simulated
 SYMBOLS ?= BTC/USDT,ETH/USDT
