@@ -60,10 +60,6 @@ class BuiltCandles:
         #: Trades are missing before the next one.
         self.broken: Callable[[], None] = self._builder.broken
 
-    def passed(self, now_ms: int) -> None:
-        """No trade before `now_ms`, exchange time, will come any more."""
-        self._builder.ended(now_ms)
-
     def show(self) -> None:
         """Let readers see the forming candle, where the exchange does not tell of it."""
         if self._sink is not None and self._live is not None and (forming := self._builder.forming()) is not None:

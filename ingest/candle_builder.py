@@ -2,7 +2,9 @@
 
 Quantities are added as whole numbers of 1e-8 (what exchanges count in) and divided once at the end, so that the sum
 of 0.1 and 0.2 is the 0.3 that the exchange publishes. A candle is *complete* when every trade of its bucket was
-seen: the last one before it and all since, without a hole. Only such a candle can be held against the exchange's.
+seen: the last one before it and all since, without a hole, up to the first one after it. Only such a candle can be
+held against the exchange's. Time proves nothing here: a trade may be on its way for as long as a stream hangs. So a
+candle ends with the next trade, and in a market where that is long in coming, REST has the candle before.
 """
 
 from __future__ import annotations
@@ -84,12 +86,6 @@ class CandleBuilder:
         self._whole = False
         if self._end != _NEVER:
             self._end, self._end_before_hole = _NEVER, self._end
-
-    def ended(self, now_ms: int) -> None:
-        """No trade before `now_ms` (exchange time) will come any more: a bucket that ends by then has ended."""
-        if self._end != _NEVER and now_ms >= self._end:
-            self._finish()
-            self._begin(now_ms)
 
     def forming(self) -> CandleUpdate | None:
         """The candle of the trades so far; None without one."""

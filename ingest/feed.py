@@ -215,7 +215,7 @@ class Feed:
     async def _tick(self, routes: FeedRoutes) -> None:
         while True:
             await self._sleep(1.0)
-            routes.passed()
+            routes.show()
             self._memory.trades.drop_old()
 
     def _polls(self, series: Series) -> bool:

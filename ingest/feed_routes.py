@@ -82,30 +82,18 @@ class FeedRoutes:
         self.books: dict[str, BookRoute] = {}
         self.built: dict[str, BuiltCandles] = {}
         #: Messages of each trade stream when time was last let pass.
-        self._counted: dict[str, int] = {}
 
     def crowded(self, crowded: bool) -> None:
         """Refills wait while the writer has too much to do."""
-        self._counted.clear()
         if crowded:
             self._room.clear()
         else:
             self._room.set()
 
-    def passed(self) -> None:
-        """Let time end the candles that are built from trades, where no trade is missing, and none is on its way.
-
-        While trades come they end candles themselves, and may be late: many may be in the network yet, all the more
-        while the streams are paused.
-        """
-        now = self._loop.clock.now_ms() - self._loop.settle_ms
+    def show(self) -> None:
+        """Let readers see the candles that are forming from trades, where the exchange has no stream of them."""
         for symbol, route in self.trades.items():
-            status = route.status()
-            still = status.messages == self._counted.get(symbol) and self._room.is_set()
-            self._counted[symbol] = status.messages
-            if status.path is Path.STREAM:
-                if still:
-                    self.built[symbol].passed(now)
+            if route.status().path is Path.STREAM:
                 self.built[symbol].show()
 
     async def add_to(

@@ -56,11 +56,11 @@ def theirs(minute: int, **more: Any) -> CandleUpdate:
 
 
 def build(built: BuiltCandles, minutes: Sequence[int]) -> None:
-    """All trades of these minutes, and the ends of them; the first one is not complete."""
+    """All trades of these minutes, and the next one, which ends the last; the first one is not complete."""
     for minute in minutes:
         for one in minute_of_trades(minute):
             built.add(one)
-    built.passed(START + (minutes[-1] + 1) * MINUTE_MS)
+    built.add(minute_of_trades(minutes[-1] + 1)[0])
 
 
 @pytest.mark.parametrize("theirs_first", [True, False])
@@ -132,12 +132,11 @@ def test_where_the_exchange_has_none_complete_candles_are_stored_and_the_forming
     (batch, _) = sink.written
     assert (batch.state, batch.source, batch.now_ms) == (CandleState.CLOSED, "okx trades", START + 2 * MINUTE_MS)
     assert batch.table.equals(theirs(1).table())
-    built.show()
-    assert live.get(SERIES) is None
-    built.add(trade(3, 5, 20.0))
+    built.add(trade(3, 50, 20.0))
     built.show()
     held = live.get(SERIES)
     assert held is not None
+    assert held[0]["open_time"].cast("int64").to_pylist() == [START + 3 * MINUTE_MS]
     assert held[0]["close"].to_pylist() == [20.0]
     assert (built.agreement.equal, built.agreement.different) == (0, 0)
 

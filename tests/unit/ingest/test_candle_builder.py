@@ -54,27 +54,23 @@ def test_the_first_bucket_is_not_complete_and_the_next_one_is() -> None:
     assert second.early_close_time is None
 
 
-def test_time_alone_ends_a_bucket_and_a_silent_bucket_gives_no_candle() -> None:
+def test_a_bucket_ends_with_the_next_trade_and_a_silent_one_gives_no_candle() -> None:
     built = Built()
     built.builder.add(trade(1, -1))
     built.builder.add(trade(2, 5))
-    built.builder.ended(START + MINUTE_MS - 1)
-    assert len(built.told) == 1
-    built.builder.ended(START + MINUTE_MS)
-    built.builder.ended(START + 2 * MINUTE_MS)
-    assert [one.open_time for one in built.complete] == [START]
+    assert [one.open_time for one in built.complete] == []
     built.builder.add(trade(3, 2 * MINUTE_MS + 7))
-    built.builder.ended(START + 3 * MINUTE_MS)
+    assert [one.open_time for one in built.complete] == [START]
+    built.builder.add(trade(4, 3 * MINUTE_MS))
     assert [one.open_time for one in built.complete] == [START, START + 2 * MINUTE_MS]
-    assert built.builder.forming() is None
 
 
 def test_a_trade_of_an_ended_bucket_is_counted_and_in_no_candle() -> None:
     built = Built()
     built.builder.add(trade(1, -1))
     built.builder.add(trade(2, 0, quantity=2.0))
-    built.builder.ended(START + MINUTE_MS)
-    built.builder.add(trade(3, 100))
+    built.builder.add(trade(3, MINUTE_MS))
+    built.builder.add(trade(4, 100))
     assert built.builder.late == 1
     assert built.complete[0].volume == 2.0
 
@@ -119,7 +115,7 @@ def test_sums_are_those_of_the_decimals(rows: list[tuple[int, Decimal, Decimal, 
     built.builder.add(trade(0, -1))
     for id_, (offset, price, quantity, buys) in enumerate(rows, 1):
         built.builder.add(trade(id_, offset, float(price), float(quantity), buys=buys))
-    built.builder.ended(START + 10 * MINUTE_MS)
+    built.builder.add(trade(10**6, 10 * MINUTE_MS))
     assert [one.open_time for one in built.complete] == sorted(
         {START + row[0] // MINUTE_MS * MINUTE_MS for row in rows}
     )
@@ -151,12 +147,12 @@ def test_a_day_of_recorded_trades_makes_the_exchanges_candles(recorded: Path) ->
     for name in ("30m", "1h"):
         built = Built(TIMEFRAMES[name])
         # The file begins with the day: nothing came before the first trade in its bucket.
-        built.builder.ended(trades[0].event_time)
         first = trades[0]
         built.builder.add(first._replace(id=0, event_time=first.event_time // 86_400_000 * 86_400_000 - 1))
         for one in trades:
             built.builder.add(one)
-        built.builder.ended(trades[-1].event_time + 60_000)
+        last = trades[-1]
+        built.builder.add(last._replace(id=last.id + 1, event_time=last.event_time + 3_600_000))
         (path,) = (recorded / "candles").glob(f"binance_spot_PEPEUSDT_{name}_ohlcv_*.parquet")
         candles = {row["open_time_ms"]: row for row in pl.read_parquet(path).iter_rows(named=True)}
         assert len(built.complete) == 86_400 // TIMEFRAMES[name].seconds
