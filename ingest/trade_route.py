@@ -27,7 +27,7 @@ from market.trade import Trade
 log = structlog.get_logger(__name__)
 
 #: Trades of the stream that wait for a refill. Rule: when more come, the waiting ones are dropped, because REST
-#: serves them too; counted.
+#: serves them too.
 _MOST_WAITING = 50_000
 #: No id: nothing follows it, so that every trade is looked at closely.
 _NONE = -1
@@ -121,7 +121,6 @@ class TradeRoute:
         self._refills = 0
         self._refilled = 0
         self._refilled_before = 0
-        self._dropped = 0
         self._lost_count = 0
 
     @property
@@ -198,7 +197,6 @@ class TradeRoute:
             self._repeated += 1
         else:
             if len(self._waiting) >= _MOST_WAITING:
-                self._dropped += len(self._waiting)
                 self._waiting.clear()
             self._waiting[id_] = trade
             if self._filling:
@@ -263,7 +261,6 @@ class TradeRoute:
                     self._standing.reason = (
                         f"trades up to {max(self._waiting)} were announced, and REST knows none of them"
                     )
-                    self._dropped += len(self._waiting)
                     self._waiting.clear()
             if complete and self._met():
                 return

@@ -221,9 +221,8 @@ async def test_a_spot_session_is_stored_whole_and_its_book_is_right(
     tickers = outcome.overheard.heard[Topic(Channel.TICKERS, "BTC/USDT")]
     assert [(one.bid, one.ask) for one in tickers] == [(bid, ask) for _, bid, ask in spot.tickers["BTCUSDT"]]
     points = outcome.points(spot, "BTC/USDT")
-    # Changes that come while the snapshot is on its way are replayed at once: on a busy machine that hides a point.
-    assert 5730 <= len(points) <= 5737
-    assert sum(not equal for _, equal in points) == len(NEVER_SENT) == 2
+    # Changes that come while the snapshot is on its way are replayed at once, which may hide a point.
+    assert (len(points), sum(equal for _, equal in points)) in ((5737, 5735), (5736, 5734))
     assert {id_ for id_, equal in points if not equal} == NEVER_SENT
 
 

@@ -23,8 +23,8 @@ RUN = 11.0
 BAN_SECONDS = 3
 #: The ban comes with this request for candles: after the first windows are used up.
 BANNED_AT = 200
-#: A request that was let through before the ban was known may be this late on a busy machine, milliseconds.
-UNDER_WAY = 1000
+#: A request that was let through before the ban was known may be this late, milliseconds.
+UNDER_WAY = 100
 #: From the budget's note of an answer to the worker's, milliseconds.
 NOTED_BEFORE = 100
 
