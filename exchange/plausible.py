@@ -1,8 +1,9 @@
 """Prices and times that can be decoded and still cannot be true.
 
-Both judge by what came before on the same connection, and both yield: what is refused once is believed when the
-next message agrees with it. So one garbled message does no harm, and a market that really jumped, or a clock of
-ours that is really wrong, costs one message, which the refill over REST brings back.
+Both judge by what came before on the same connection, and both yield: what is refused is believed when what follows
+agrees with it: the next price of the stream, or the next `AGREEING` times. So a garbled message does no harm, and a
+market that really jumped, or a clock of ours that is really wrong, costs a few messages, which the refill over REST
+brings back.
 
 Nearly every message is like the one before. Whoever reads thousands a second compares with `PriceBand.low` and
 `high`, or `EventTimes.lowest` and `highest`, and calls `check` only for a value outside; that changes nothing but
@@ -21,6 +22,9 @@ _NEAR_TIMES = 2.0
 LEAP_MS = 60_000
 #: The same where the exchange may live in a time of its own: a simulated one, or a recorded session.
 OWN_TIME_LEAP_MS = 86_400_000
+#: Times in a row that agree with one that was refused, until they are believed. More than one, because all streams
+#: of a connection are judged together, and what garbles a message may garble two.
+AGREEING = 5
 
 
 class PriceBand:
@@ -73,7 +77,7 @@ class EventTimes:
         is ahead of its own messages.
     """
 
-    __slots__ = ("_doubted", "_leap", "_learnt", "_least", "highest", "lowest")
+    __slots__ = ("_agreeing", "_doubted", "_leap", "_learnt", "_least", "highest", "lowest")
 
     def __init__(self, leap_ms: int | None = None, *, own_time: bool = False) -> None:
         self._leap = leap_ms or (OWN_TIME_LEAP_MS if own_time else LEAP_MS)
@@ -81,6 +85,7 @@ class EventTimes:
         self._least: float = float("-inf") if own_time else 0
         self._learnt: float | None = None if own_time else 0
         self._doubted: int | None = None
+        self._agreeing = 0
         #: Event time minus our clock, milliseconds: from one to the other inclusive it is plausible and teaches
         #: nothing.
         self.lowest: float = float("-inf")
@@ -96,12 +101,16 @@ class EventTimes:
             self._learnt = ahead
         if ahead > self._learnt + self._leap:
             self._doubted = ahead
-            if doubted is None or abs(ahead - doubted) > self._leap:
+            agrees = doubted is not None and abs(ahead - doubted) <= self._leap
+            self._agreeing = self._agreeing + 1 if agrees else 0
+            if self._agreeing < AGREEING:
                 # A plausible time in between must be seen, to forget the doubt.
                 self.highest = float("-inf")
                 limit = received_at + int(self._learnt) + self._leap
-                raise BadInput(field, event_time, f"a time of at most {limit}, by our clock, until the next agrees")
+                few = f"until the next {AGREEING} agree"
+                raise BadInput(field, event_time, f"a time of at most {limit}, by our clock, {few}")
         self._doubted = None
+        self._agreeing = 0
         if ahead > self._learnt or ahead < self._learnt - self._leap:
             self._learnt = max(self._least, ahead)
         self.highest = self._learnt

@@ -198,6 +198,7 @@ class TradeRoute:
         else:
             if len(self._waiting) >= _MOST_WAITING:
                 self._waiting.clear()
+            self._repeated += id_ in self._waiting
             self._waiting[id_] = trade
             if self._filling:
                 return

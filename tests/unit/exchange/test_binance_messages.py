@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from exchange.binance.dispatch import Stream, SubscribeAnswer, dispatch
 from exchange.binance.streams import BinanceStreams
 from exchange.live import open_streams
-from exchange.plausible import EventTimes, PriceBand
+from exchange.plausible import AGREEING, EventTimes, PriceBand
 from exchange.stream import BookChain, BookStart, RefusedMessage
 from market.book_message import BookChange
 from market.candle_update import CandleUpdate
@@ -422,10 +422,20 @@ def test_a_sudden_future_is_refused_once() -> None:
     assert not believed(times, NOW + 190_000, NOW + 40)
 
 
-def test_a_clock_of_ours_that_is_slow_costs_one_message() -> None:
+def test_a_clock_of_ours_that_is_slow_costs_a_few_messages() -> None:
     times = EventTimes()
     said = [believed(times, NOW + 300_000 + second * 1000, NOW + second * 1000) for second in range(50)]
-    assert said == [False] + [True] * 49
+    assert said == [False] * AGREEING + [True] * (50 - AGREEING)
+
+
+def test_two_garbled_messages_in_a_row_are_both_refused() -> None:
+    times = EventTimes(own_time=True)
+    assert believed(times, NOW, NOW)
+    said = [believed(times, NOW + 365 * DAY_MS + step, NOW + step) for step in range(AGREEING)]
+    assert said == [False] * AGREEING
+    # A plausible one in between, and all is forgotten.
+    assert believed(times, NOW + 20, NOW + 20)
+    assert not believed(times, NOW + 365 * DAY_MS, NOW + 30)
 
 
 def test_the_past_and_a_replay_at_any_speed_are_fine() -> None:
