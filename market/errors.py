@@ -10,6 +10,7 @@
       |   - RateLimited          429/418: wait `retry_after` seconds first
       |   - StoreBusy            another process holds the lock, or every connection is in use
       |   - StoreUnavailable     the database does not answer
+      |   - StoreReadOnly        an operator has forbidden writing for now
       + Terminal                 the same call will fail again until someone acts
       |   - ExchangeRefused      the exchange understood and said no
       |   - StoreUnusable        read-only, full, corrupt or not ours
@@ -84,6 +85,10 @@ class StoreBusy(Retryable):
 
 class StoreUnavailable(Retryable):
     """The database does not answer: the server or the way to it is down. Writing the same again later is safe."""
+
+
+class StoreReadOnly(Retryable):
+    """The safety state forbids writing (`chandlery safety`); nothing was written. Reading goes on."""
 
 
 class Terminal(ChandleryError):

@@ -47,6 +47,31 @@ class SeriesFacts:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SeriesVersion:
+    """What tells whether anything that a reader sees of a series has changed."""
+
+    #: Counts up with each change of candles or ledger.
+    revision: int
+    #: Where three-day buckets count from.
+    origin_ms: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeriesDelta:
+    """What has become of a series since a revision, all as of one moment."""
+
+    facts: SeriesFacts
+    #: The whole ledger.
+    coverage: list[Covered]
+    #: Those that changed after that revision, oldest first.
+    chunks: list[Chunk]
+    #: Stored candles that open after the instant asked for, candle schema, sorted.
+    rows: pa.Table
+    #: True where a limit cut `rows`: the newest are missing.
+    more: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class StoredPage:
     """Candles and the ledger beside them, as of one moment."""
 

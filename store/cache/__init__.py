@@ -1,0 +1,1 @@
+"""Values kept for a while: times to live, policies, one loader per key, statistics."""

@@ -1,0 +1,1 @@
+"""Redis, one node or a cluster: shared values, the live market between processes, invalidation."""
