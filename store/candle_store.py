@@ -16,6 +16,7 @@ from market.interval import Interval, IntervalSet
 from market.timeframe import Timeframe
 from store.answer import SeriesInfo
 from store.batch import CandleBatch, Written
+from store.control import Control, OperatingState, SafetyState
 
 #: The tier of what a store read from its own tables.
 DATABASE_TIER = "database"
@@ -103,6 +104,8 @@ class CandleStore(Protocol):
         """One batch in one transaction: quarantine, candles, corrections, coverage. Durable when it returns.
 
         :raises StoreBusy: somebody else held what it needs for too long; nothing was written.
+        :raises StoreReadOnly: the safety state forbids it (:meth:`set_control`); nothing was written. So does every
+            other call that writes data.
         """
         ...
 
@@ -163,6 +166,48 @@ class CandleStore(Protocol):
 
     async def chunks(self, series: Series) -> list[Chunk]:
         """The digests of all chunks of a series, oldest first."""
+        ...
+
+    def change_mark(self) -> int | None:
+        """A number that is another one once anybody has committed anything since; None where it cannot be told.
+
+        It takes microseconds and never waits, so that it can be asked on the event loop before each read. It may
+        change without a change of data. Ask it before reading what it is to be kept with.
+        """
+        ...
+
+    async def versions(self, series: Sequence[Series]) -> tuple[dict[Series, SeriesVersion], Control]:
+        """What tells whether these series have changed, and the control state, as of one moment.
+
+        Equal versions mean that rows and ledger are equal, but for a series that a database has begun anew. Series
+        that are not stored are left out.
+        """
+        ...
+
+    async def delta(self, series: Series, *, since: int, after_ms: int, limit: int) -> SeriesDelta | None:
+        """What has become of a series, from one snapshot; None where it is not stored.
+
+        :param since: a revision: the chunks that changed after it are told; -1 for all chunks.
+        :param after_ms: the stored candles with ``open_time > after_ms`` are told ...
+        :param limit: ... but only the first so many.
+        """
+        ...
+
+    async def control(self) -> Control:
+        """What an operator has switched."""
+        ...
+
+    async def set_control(
+        self, *, safety: SafetyState | None = None, operating: OperatingState | None = None, reason: str = ""
+    ) -> Control:
+        """Switch what is not None, for all processes; what holds now.
+
+        Once this has returned with a safety state that forbids writing, no write of data commits any more.
+
+        :param reason: kept in the place of the one before.
+        :raises BadInput: a reason that cannot be kept.
+        :raises StoreBusy: a write that began before has not ended yet; the state may hold already. Call it again.
+        """
         ...
 
     async def series(self) -> list[SeriesInfo]:

@@ -9,6 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+from market.errors import BadInput, StoreReadOnly
+
+#: Characters of a reason.
+LONGEST_REASON = 500
+
 
 class SafetyState(StrEnum):
     """How much may still be written (D8)."""
@@ -51,3 +56,26 @@ class Control:
     reason: str = ""
     #: Epoch milliseconds of the clock of whoever changed it last; None if nobody has.
     changed_at: int | None = None
+
+    def check_writable(self) -> None:
+        """To be called inside each transaction that writes data, before it writes.
+
+        :raises StoreReadOnly: the safety state forbids it.
+        """
+        if not self.safety.writes:
+            why = f" ({self.reason})" if self.reason else ""
+            raise StoreReadOnly(
+                f"the safety state is {self.safety.value}{why}: nothing was written; "
+                "`chandlery safety set normal` allows writing again"
+            )
+
+
+def checked_reason(reason: str) -> str:
+    """A reason as it is stored: one line without spaces around it.
+
+    :raises BadInput: too long, or with characters that cannot be shown.
+    """
+    shown = reason.strip()
+    if len(shown) > LONGEST_REASON or not shown.isprintable():
+        raise BadInput("reason", reason, f"one line of at most {LONGEST_REASON} printable characters")
+    return shown

@@ -413,3 +413,31 @@ ON CONFLICT (exchange, timeframe, age_ms) DO UPDATE SET
 SELECT exchange, timeframe, age_ms, checked, drifted, last_drift_open_time, updated_at FROM settle_checks
 WHERE :exchange IS NULL OR exchange = :exchange
 ORDER BY exchange, timeframe, age_ms;
+
+-- name: series_versions
+-- Place in :series (JSON: [[exchange, symbol, timeframe], ...]), revision and listing of those that are stored; where
+-- three-day candles count from the first one, its open time.
+SELECT asked.key, s.revision, s.last_write, i.instrument_id, i.listed_at,
+       CASE WHEN i.listed_at IS NULL AND s.timeframe = 259200
+            THEN (SELECT c.open_time FROM candles c
+                  WHERE c.instrument_id = s.instrument_id AND c.timeframe = s.timeframe
+                  ORDER BY c.open_time LIMIT 1) END
+FROM json_each(:series) asked
+CROSS JOIN instruments i ON i.exchange = json_extract(asked.value, '$[0]') AND i.symbol = json_extract(asked.value, '$[1]')
+CROSS JOIN series s ON s.instrument_id = i.instrument_id AND s.timeframe = json_extract(asked.value, '$[2]');
+
+-- name: read_changed_chunks
+-- Digests of the chunks that changed after the revision :since, oldest first. A series has some thousand chunks at
+-- most, so they are all looked at: an index by revision would be written with every candle.
+SELECT chunk_start, row_count, unverified, digest, revision FROM candle_chunks
+WHERE instrument_id = :instrument_id AND timeframe = :timeframe AND revision > :since
+ORDER BY chunk_start;
+
+-- name: read_control
+-- What an operator has switched.
+SELECT safety, operating, reason, changed_at FROM control;
+
+-- name: set_control
+-- Switch what is not null.
+UPDATE control SET safety = coalesce(:safety, safety), operating = coalesce(:operating, operating), reason = :reason,
+                   changed_at = :now;

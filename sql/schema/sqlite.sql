@@ -4,7 +4,7 @@
 -- (2592000 for 1M).
 
 PRAGMA application_id = 0x43484E44;     -- "CHND"
-PRAGMA user_version = 2;                -- the newest migration it has
+PRAGMA user_version = 3;                -- the newest migration it has
 
 CREATE TABLE instruments (
     instrument_id   INTEGER PRIMARY KEY,
@@ -195,3 +195,13 @@ CREATE TABLE instrument_history (
     CHECK (valid_from < valid_to)
 ) STRICT, WITHOUT ROWID;
 CREATE UNIQUE INDEX instrument_history_now ON instrument_history (instrument_id) WHERE valid_to IS NULL;
+
+-- What an operator may switch while everything runs: one row.
+CREATE TABLE control (
+    control_id INTEGER PRIMARY KEY CHECK (control_id = 1),
+    safety     TEXT NOT NULL CHECK (safety IN ('normal', 'warning', 'fail', 'lockdown')),
+    operating  TEXT NOT NULL CHECK (operating IN ('aggressive', 'balanced', 'defensive')),
+    reason     TEXT NOT NULL,               -- in the words of whoever changed it last
+    changed_at INTEGER                      -- null while nobody has
+) STRICT;
+INSERT INTO control (control_id, safety, operating, reason) VALUES (1, 'normal', 'balanced', '');

@@ -36,7 +36,7 @@ def connect(path: Path, *, read_only: bool) -> sqlite3.Connection:
     if sqlite3.sqlite_version_info < _OLDEST_SQLITE:
         raise StoreUnusable(f"SQLite {sqlite3.sqlite_version} is too old; 3.37 or newer is needed")
     uri = f"file:{quote(str(path.absolute()))}?mode={'ro' if read_only else 'rwc'}"
-    if read_only and _frozen(path):
+    if read_only and frozen(path):
         uri += "&immutable=1"
     with translated(path):
         connection = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False)
@@ -53,7 +53,7 @@ def connect(path: Path, *, read_only: bool) -> sqlite3.Connection:
         return connection
 
 
-def _frozen(path: Path) -> bool:
+def frozen(path: Path) -> bool:
     """True where the folder has no place for the WAL's index, and no WAL that would have to be read with it."""
     wal = path.with_name(path.name + "-wal")
     return not os.access(path.parent, os.W_OK) and not (wal.exists() and wal.stat().st_size)

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 
 from market.clock import Clock
 from market.instrument import Instrument
-from store.sqlite.database import Database, transaction
+from store.sqlite.database import Database
 from store.sqlite.rows import QUERIES, to_instrument
+from store.sqlite.writing import data_transaction
 
 
 class SqliteInstruments:
@@ -26,7 +27,7 @@ class SqliteInstruments:
 
         def work(connection: sqlite3.Connection) -> None:
             now_ms = self._clock.now_ms()
-            with transaction(connection):
+            with data_transaction(connection):
                 connection.executemany(QUERIES["save_instrument"], [_row(one, now_ms) for one in instruments])
                 for exchange in sorted({one.exchange for one in instruments}):
                     if complete:

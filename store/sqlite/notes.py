@@ -10,8 +10,9 @@ from market.clock import Clock
 from market.timeframe import Timeframe
 from store.message_quarantine import KEPT_MESSAGES, QuarantinedMessage
 from store.settling import SettleCheck, SettleCount
-from store.sqlite.database import Database, transaction
+from store.sqlite.database import Database
 from store.sqlite.rows import QUERIES
+from store.sqlite.writing import data_transaction
 
 
 class SqliteNotes:
@@ -40,7 +41,7 @@ class SqliteNotes:
         ]
 
         def work(connection: sqlite3.Connection) -> None:
-            with transaction(connection):
+            with data_transaction(connection):
                 connection.executemany(QUERIES["keep_message"], rows)
                 for exchange in {one.exchange for one in refused}:
                     asked = {"exchange": exchange, "count": KEPT_MESSAGES}
@@ -73,7 +74,7 @@ class SqliteNotes:
         rows = [(exchange, timeframe.seconds, *one, now_ms) for one in counts]
 
         def work(connection: sqlite3.Connection) -> None:
-            with transaction(connection):
+            with data_transaction(connection):
                 connection.executemany(QUERIES["add_settle_check"], rows)
 
         await self._database.write(work)

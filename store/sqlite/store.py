@@ -24,23 +24,27 @@ from store.derived import rolled_page
 from store.ledger import clip, counts
 from store.series_key import SeriesKey
 from store.sqlite import schema
+from store.sqlite.change_mark import ChangeMark
 from store.sqlite.coverage import read_coverage
-from store.sqlite.database import Database, check_home, transaction
+from store.sqlite.database import Database, check_home
 from store.sqlite.instruments import SqliteInstruments
 from store.sqlite.merge import write_batch
 from store.sqlite.notes import SqliteNotes
 from store.sqlite.rows import QUERIES, add_series, fetched, find_series, named
 from store.sqlite.trades import SqliteTrades
+from store.sqlite.versions import SqliteVersions
+from store.sqlite.writing import data_transaction
 
 DATABASE_NAME = "market_data.sqlite3"
 
 
-class SqliteStore(SqliteTrades, SqliteNotes, SqliteInstruments):
+class SqliteStore(SqliteTrades, SqliteNotes, SqliteInstruments, SqliteVersions):
     """Candles, trades, ledgers, corrections and quarantine in one file. Open with :meth:`opened`."""
 
     def __init__(self, database: Database, clock: Clock) -> None:
         self._database = database
         self._clock = clock
+        self._mark = ChangeMark(database.path)
 
     @classmethod
     @contextlib.asynccontextmanager
@@ -57,7 +61,9 @@ class SqliteStore(SqliteTrades, SqliteNotes, SqliteInstruments):
                 await database.read(lambda connection: schema.check_current(connection, path))
             else:
                 await database.write(lambda connection: schema.upgrade(connection, path))
-            yield cls(database, clock)
+            store = cls(database, clock)
+            with contextlib.closing(store._mark):
+                yield store
         finally:
             await database.close()
 
@@ -99,7 +105,7 @@ class SqliteStore(SqliteTrades, SqliteNotes, SqliteInstruments):
         """
 
         def work(connection: sqlite3.Connection) -> list[Written]:
-            with transaction(connection):
+            with data_transaction(connection):
                 return [
                     write_batch(connection, add_series(connection, one.series), one, self._clock.now_ms())
                     for one in batches

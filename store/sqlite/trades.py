@@ -10,8 +10,9 @@ from typing import Any
 
 from market.trade import Trade
 from store.series_key import parts_of
-from store.sqlite.database import Database, transaction
+from store.sqlite.database import Database
 from store.sqlite.rows import QUERIES
+from store.sqlite.writing import data_transaction
 from store.trade_batch import RunState, TradeBatch, TradeRun, TradesWritten
 from store.trade_runs import check_trades, span_of, unknown, with_lost, with_trades
 
@@ -35,7 +36,7 @@ class SqliteTrades:
             check_trades(batch)
 
         def work(connection: sqlite3.Connection) -> TradesWritten:
-            with transaction(connection):
+            with data_transaction(connection):
                 return sum((_write(connection, batch) for batch in batches), TradesWritten())
 
         return await self._database.write(work)
@@ -102,7 +103,7 @@ class SqliteTrades:
         )
 
         def work(connection: sqlite3.Connection) -> None:
-            with transaction(connection):
+            with data_transaction(connection):
                 key = _named(connection, exchange, symbol)
                 before = _read_runs(connection, key, first_id - 1, last_id + 1)
                 _replace_runs(connection, key, before, with_lost(before, lost))
@@ -162,7 +163,7 @@ def _drop_some(what: str, asked: dict[str, Any], before_ms: int, connection: sql
 
     :return: whether there may be more.
     """
-    with transaction(connection):
+    with data_transaction(connection):
         bounds = asked | {"before": before_ms, "count": _DROPPED}
         end = connection.execute(QUERIES[f"some_{what}_end"], bounds).fetchone()
         before = before_ms if end is None else end[0] + 1
