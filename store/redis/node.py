@@ -1,0 +1,210 @@
+"""One Redis server: its connections, and a conversation over one of them within a bound of time."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from redis.asyncio import SSLConnection
+from redis.asyncio.connection import Connection
+from redis.exceptions import NoScriptError, RedisError, ResponseError
+
+from market.errors import BadInput
+from store.redis.address import Place, RedisUrl
+from store.redis.command import Argument, Command, Reply
+
+#: Seconds by which our own loop may notice a time-out too late before the delay is held to be ours.
+_OURS = 0.01
+#: Commands to which a server must answer within one time-out; further ones have another.
+_COMMANDS_TOGETHER = 1_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class RedisRules:
+    """Bounds of the connections to Redis."""
+
+    #: To each server at most; who finds all in use waits for one, not longer than for an answer.
+    connections: int = 50
+    #: Until a server must have let us in.
+    connect_seconds: float = 0.5
+    #: Until a server must have answered; a pipeline has as much again for each further 1,000 commands.
+    answer_seconds: float = 0.1
+    #: Between two questions to a cluster which node has what, at least.
+    refresh_seconds: float = 0.1
+
+    def __post_init__(self) -> None:
+        for name in ("connections", "connect_seconds", "answer_seconds", "refresh_seconds"):
+            if getattr(self, name) <= 0:
+                raise BadInput(name, getattr(self, name), "a number above 0")
+
+
+class NoAnswer(Exception):
+    """A server gave no answer in time, or none at all.
+
+    :param theirs: false where the delay is our own: no free connection, or a loop that was busy elsewhere.
+    """
+
+    def __init__(self, message: str, *, theirs: bool = True) -> None:
+        super().__init__(message)
+        self.theirs = theirs
+
+
+class Node:
+    """One server. Connections are made when they are first needed and kept for the next."""
+
+    def __init__(self, place: Place, url: RedisUrl, rules: RedisRules) -> None:
+        self.place = place
+        self._url = url
+        self._rules = rules
+        self._free: list[Connection] = []
+        self._permits = asyncio.Semaphore(rules.connections)
+        #: Scripts that the server has seen since it last failed.
+        self._scripts: set[str] = set()
+        self._closed = False
+
+    async def exchange(self, commands: Sequence[Command], *, asking: bool = False) -> list[Reply]:
+        """Say all in one round trip; the answers in the same order, an error of one among them as a ResponseError.
+
+        :param asking: the slot is on its way to this server: say so before each.
+        :raises NoAnswer: nothing is known of what was done and what was not.
+        """
+        said: list[Sequence[Argument]] = []
+        for one in commands:
+            if asking:
+                said.append(("ASKING",))
+            said.append(one.said(whole=one.script is not None and one.script.sha1 not in self._scripts))
+            if one.script is not None:
+                self._scripts.add(one.script.sha1)
+        replies = await self.converse(said)
+        if asking:
+            replies = replies[1::2]
+        lost = [at for at, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
+        if lost:
+            # Somebody flushed the scripts. Their calls follow, in order, after what else was said.
+            whole = [commands[at].said(whole=True) for at in lost]
+            for at, reply in zip(lost, await self.converse(whole), strict=True):
+                replies[at] = reply
+        return replies
+
+    async def converse(self, said: Sequence[Sequence[Argument]]) -> list[Reply]:
+        """The same with words as they are."""
+        seconds = self._rules.answer_seconds * (1 + len(said) // _COMMANDS_TOGETHER)
+        async with self._connection() as connection, self._within(seconds, "no answer"):
+            await connection.send_packed_command(connection.pack_commands(said), check_health=False)
+            return [await _reply(connection) for _ in said]
+
+    @contextlib.asynccontextmanager
+    async def _connection(self) -> AsyncIterator[Connection]:
+        async with self._within(self._rules.answer_seconds, "all connections are in use", theirs=False):
+            await self._permits.acquire()
+        try:
+            connection = await self._take()
+            try:
+                yield connection
+            except BaseException:
+                # An answer may still be under way on it, which the next would take for its own.
+                await connection.disconnect(nowait=True)
+                raise
+            if self._closed:
+                await connection.disconnect(nowait=True)
+            else:
+                self._free.append(connection)
+        except NoAnswer as failure:
+            if failure.theirs:
+                await self._forget()
+            raise
+        finally:
+            self._permits.release()
+
+    async def _take(self) -> Connection:
+        while self._free:
+            connection = self._free.pop()
+            try:
+                if not await _has_more(connection):
+                    return connection
+            except (RedisError, OSError):
+                pass
+            # The server closed it while nobody looked.
+            self._scripts.clear()
+            await connection.disconnect(nowait=True)
+        return await self.connected()
+
+    async def connected(self) -> Connection:
+        """A connection of the caller's own, which is not among those that are counted.
+
+        :raises NoAnswer: the server did not let us in.
+        """
+        # The driver's release decides how far it says its types.
+        connection: Any = (SSLConnection if self._url.tls else Connection)(
+            host=self.place.host,
+            port=self.place.port,
+            username=self._url.user,
+            password=self._url.password,
+            db=self._url.database,
+            # We bound whole conversations ourselves, not each word of them.
+            socket_connect_timeout=None,
+            socket_timeout=None,
+            protocol=2,
+            client_name="chandlery",
+        )
+        try:
+            async with self._within(self._rules.connect_seconds, "no connection"):
+                await connection.connect()
+        except BaseException:
+            await connection.disconnect(nowait=True)
+            raise
+        made: Connection = connection
+        return made
+
+    async def _forget(self) -> None:
+        """After a failure: what the other connections are worth is unknown."""
+        self._scripts.clear()
+        free, self._free = self._free, []
+        for connection in free:
+            await connection.disconnect(nowait=True)
+
+    @contextlib.asynccontextmanager
+    async def _within(self, seconds: float, what: str, *, theirs: bool = True) -> AsyncIterator[None]:
+        loop = asyncio.get_running_loop()
+        end = loop.time() + seconds
+        ours = False
+
+        def over() -> None:
+            nonlocal ours
+            # When our own loop was busy elsewhere, the answer may lie there unread: look once more.
+            ours = loop.time() - end > _OURS
+            bound.reschedule(loop.time() + (seconds if ours else 0.0))
+
+        try:
+            async with asyncio.timeout(None) as bound:
+                timer = loop.call_at(end, over)
+                try:
+                    yield
+                finally:
+                    timer.cancel()
+        except TimeoutError as error:
+            raise NoAnswer(f"{self.place}: {what} within {seconds:g} s", theirs=theirs and not ours) from error
+        except (RedisError, OSError) as error:
+            raise NoAnswer(f"{self.place}: {what}: {error}") from error
+
+    async def close(self) -> None:
+        """Close what is free now, and what is in use when it is given back."""
+        self._closed = True
+        await self._forget()
+
+
+async def _reply(connection: Connection) -> Reply:
+    try:
+        return await connection.read_response(disable_decoding=True)
+    except ResponseError as error:
+        return error
+
+
+async def _has_more(connection: Any) -> bool:
+    """Whether something waits to be read where nothing was asked, or the other side has closed."""
+    # The driver gave it another name in release 8.
+    look = getattr(connection, "can_read", None) or connection.can_read_destructive
+    return bool(await look())
