@@ -39,6 +39,15 @@ class SeriesRange:
         mine = (self.exchange, self.symbol)
         return key.kind in FROM_CANDLES and key.parts[:2] == mine[: len(key.parts)]
 
+    @property
+    def patterns(self) -> list[str]:
+        """Patterns that together name what :meth:`concerns`."""
+        found = []
+        for kind in sorted(FROM_CANDLES):
+            market = CacheKey(kind, (self.exchange, self.symbol)).text
+            found += [kind, CacheKey(kind, (self.exchange,)).text, market, f"{market}:*"]
+        return found
+
 
 @dataclass(frozen=True, kw_only=True)
 class Invalidation:
