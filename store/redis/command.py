@@ -63,3 +63,12 @@ class Script:
     def call(self, keys: Sequence[str], arguments: Sequence[Argument] = ()) -> Command:
         """The script as a command. In a cluster all `keys`, of which there must be one, must lie in one slot."""
         return Command(self.name, keys[0], (len(keys), *keys, *arguments), self)
+
+
+def packed(words: Sequence[Argument]) -> bytes:
+    r"""A command as it goes over the wire: ``*2\r\n$3\r\nGET\r\n$1\r\na\r\n``."""
+    parts = [b"*%d\r\n" % len(words)]
+    for word in words:
+        said = word if isinstance(word, bytes) else (word if isinstance(word, str) else repr(word)).encode()
+        parts += (b"$%d\r\n" % len(said), said, b"\r\n")
+    return b"".join(parts)

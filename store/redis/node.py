@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from redis.asyncio import SSLConnection
 from redis.asyncio.connection import Connection
@@ -14,11 +15,11 @@ from redis.exceptions import NoScriptError, RedisError, ResponseError
 
 from market.errors import BadInput
 from store.redis.address import Place, RedisUrl
-from store.redis.command import Argument, Command, Reply
+from store.redis.command import Argument, Command, Reply, packed
 
 #: Seconds by which our own loop may notice a time-out too late before the delay is held to be ours.
 _OURS = 0.01
-#: Commands to which a server must answer within one time-out; further ones have another.
+#: Commands of one round trip, except of one caller's own; to so many a server must answer within one time-out.
 _COMMANDS_TOGETHER = 1_000
 
 
@@ -26,7 +27,7 @@ _COMMANDS_TOGETHER = 1_000
 class RedisRules:
     """Bounds of the connections to Redis."""
 
-    #: To each server at most; who finds all in use waits for one, not longer than for an answer.
+    #: To each server at most. Who finds all in use waits for one, not longer than another takes.
     connections: int = 50
     #: Until a server must have let us in.
     connect_seconds: float = 0.5
@@ -60,7 +61,11 @@ class Node:
         self._url = url
         self._rules = rules
         self._free: list[Connection] = []
-        self._permits = asyncio.Semaphore(rules.connections)
+        #: Waits for a connection; bounded, and refused when it is full. So many commands are in it:
+        self._waiting: deque[_Call] = deque()
+        self._held = 0
+        #: One for each connection in use.
+        self._sending: set[asyncio.Task[None]] = set()
         #: Scripts that the server has seen since it last failed.
         self._scripts: set[str] = set()
         self._closed = False
@@ -90,16 +95,67 @@ class Node:
         return replies
 
     async def converse(self, said: Sequence[Sequence[Argument]]) -> list[Reply]:
-        """The same with words as they are."""
+        """The same with words as they are.
+
+        What several tasks say at the same moment goes out together. An error of one does not touch the others, but
+        when there is no answer there is none for all; only one of them is then told that it is the server's fault.
+        """
+        if self._closed or self._held >= self._rules.connections * _COMMANDS_TOGETHER:
+            raise NoAnswer(f"{self.place}: too much waits for it", theirs=False)
+        loop = asyncio.get_running_loop()
+        call = _Call([packed(words) for words in said], loop.create_future())
+        self._waiting.append(call)
+        self._held += len(said)
+        if len(self._waiting) == 1:
+            loop.call_soon(self._send_waiting)
+        return await call.answers
+
+    def _send_waiting(self) -> None:
+        """Let as many connections as there may be each take a part of what waits.
+
+        The rest waits for one of them. It is no more than they take in one more round, so nobody waits for two.
+        """
+        loop = asyncio.get_running_loop()
+        while self._waiting and len(self._sending) < self._rules.connections:
+            calls: list[_Call] = []
+            size = 0
+            while self._waiting and (not calls or size + len(self._waiting[0].said) <= _COMMANDS_TOGETHER):
+                call = self._waiting.popleft()
+                self._held -= len(call.said)
+                if not call.answers.done():
+                    calls.append(call)
+                    size += len(call.said)
+            if calls:
+                sending = loop.create_task(self._send(calls))
+                self._sending.add(sending)
+                sending.add_done_callback(self._sent)
+
+    def _sent(self, sending: asyncio.Task[None]) -> None:
+        self._sending.discard(sending)
+        if not self._closed:
+            self._send_waiting()
+
+    async def _send(self, calls: Sequence[_Call]) -> None:
+        said = [words for call in calls for words in call.said]
         seconds = self._rules.answer_seconds * (1 + len(said) // _COMMANDS_TOGETHER)
-        async with self._connection() as connection, self._within(seconds, "no answer"):
-            await connection.send_packed_command(connection.pack_commands(said), check_health=False)
-            return [await _reply(connection) for _ in said]
+        try:
+            async with self._connection() as connection, self._within(seconds, "no answer"):
+                await connection.send_packed_command(said, check_health=False)
+                for call in calls:
+                    replies = [await _reply(connection) for _ in call.said]
+                    if not call.answers.done():
+                        call.answers.set_result(replies)
+        except NoAnswer as failure:
+            theirs = failure.theirs
+            for call in calls:
+                if call.fail(NoAnswer(str(failure), theirs=theirs)):
+                    theirs = False
+        finally:
+            for call in calls:
+                call.fail(NoAnswer(f"{self.place}: the connection is closed", theirs=False))
 
     @contextlib.asynccontextmanager
     async def _connection(self) -> AsyncIterator[Connection]:
-        async with self._within(self._rules.answer_seconds, "all connections are in use", theirs=False):
-            await self._permits.acquire()
         try:
             connection = await self._take()
             try:
@@ -108,16 +164,11 @@ class Node:
                 # An answer may still be under way on it, which the next would take for its own.
                 await connection.disconnect(nowait=True)
                 raise
-            if self._closed:
-                await connection.disconnect(nowait=True)
-            else:
-                self._free.append(connection)
         except NoAnswer as failure:
             if failure.theirs:
                 await self._forget()
             raise
-        finally:
-            self._permits.release()
+        self._free.append(connection)
 
     async def _take(self) -> Connection:
         while self._free:
@@ -167,7 +218,7 @@ class Node:
             await connection.disconnect(nowait=True)
 
     @contextlib.asynccontextmanager
-    async def _within(self, seconds: float, what: str, *, theirs: bool = True) -> AsyncIterator[None]:
+    async def _within(self, seconds: float, what: str) -> AsyncIterator[None]:
         loop = asyncio.get_running_loop()
         end = loop.time() + seconds
         ours = False
@@ -186,14 +237,33 @@ class Node:
                 finally:
                     timer.cancel()
         except TimeoutError as error:
-            raise NoAnswer(f"{self.place}: {what} within {seconds:g} s", theirs=theirs and not ours) from error
+            raise NoAnswer(f"{self.place}: {what} within {seconds:g} s", theirs=not ours) from error
         except (RedisError, OSError) as error:
             raise NoAnswer(f"{self.place}: {what}: {error}") from error
 
     async def close(self) -> None:
-        """Close what is free now, and what is in use when it is given back."""
+        """Close all; who still waits for an answer gets none."""
         self._closed = True
+        for call in self._waiting:
+            call.fail(NoAnswer(f"{self.place}: the connection is closed", theirs=False))
+        for sending in self._sending:
+            sending.cancel()
+        await asyncio.gather(*self._sending, return_exceptions=True)
         await self._forget()
+
+
+class _Call(NamedTuple):
+    """What one task said, and waits for."""
+
+    said: list[bytes]
+    answers: asyncio.Future[list[Reply]]
+
+    def fail(self, failure: NoAnswer) -> bool:
+        """Whether somebody was still there to hear it."""
+        if self.answers.done():
+            return False
+        self.answers.set_exception(failure)
+        return True
 
 
 async def _reply(connection: Connection) -> Reply:
