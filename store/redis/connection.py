@@ -1,8 +1,8 @@
 """The one way to Redis, a server or a cluster: behind a circuit breaker, within a bound of time, measured.
 
-Whatever keeps Redis from answering becomes a :class:`SharedAway`, which a caller answers by doing without. A server
-that is away at the start is no error either. A mistake of ours (a wrong type under a key, an error in a script) is
-a :class:`store.redis.command.RedisRefused`, and is not hidden.
+Whatever keeps Redis from answering becomes a :class:`store.cache.shared_values.SharedAway`, which a caller answers
+by doing without. A server that is away at the start is no error either. A mistake of ours (a wrong type under a key,
+an error in a script) is a :class:`store.redis.command.RedisRefused`, and is not hidden.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from typing import Any, TypeVar
 
 from redis.exceptions import (
     AskError,
@@ -23,8 +24,8 @@ from redis.exceptions import (
     TryAgainError,
 )
 
-from market.errors import Retryable
 from store.cache.breaker import CircuitBreaker
+from store.cache.shared_values import SharedAway
 from store.redis.address import Place, RedisUrl
 from store.redis.command import Argument, Command, RedisRefused, Reply, Script, command
 from store.redis.node import NoAnswer, Node, RedisRules
@@ -33,9 +34,7 @@ from store.redis.slots import Slots
 #: How often a command follows a slot to another server.
 _HOPS = 3
 
-
-class SharedAway(Retryable):
-    """Redis cannot be used now."""
+_T = TypeVar("_T")
 
 
 class RedisConnection:
@@ -102,12 +101,38 @@ class RedisConnection:
         (reply,) = await self._through(script.name, [script.call(keys, arguments)])
         return reply
 
+    async def primaries(self) -> list[Node]:
+        """Every server that has keys of its own: for :meth:`execute_on`.
+
+        :raises SharedAway: see :meth:`execute`.
+        """
+        return await self._guarded("cluster slots", self._slots.primaries())
+
+    async def execute_on(self, node: Node, *words: Argument) -> Reply:
+        """A command to one server rather than to that which has a key.
+
+        :raises SharedAway: see :meth:`execute`.
+        :raises RedisRefused: the command is wrong.
+        """
+        (reply,) = await self._guarded(str(words[0]).lower(), node.converse([words]))
+        return self._checked(reply)
+
+    def listening_post(self, turn: int) -> Node:
+        """A server to listen at for what is published; with another `turn` another, where there are several."""
+        nodes = self._slots.nodes()
+        return nodes[turn % len(nodes)]
+
     async def _through(self, name: str, commands: Sequence[Command]) -> list[Reply]:
+        return [self._checked(reply) for reply in await self._guarded(name, self._routed(commands))]
+
+    async def _guarded(self, name: str, work: Coroutine[Any, Any, _T]) -> _T:
+        """Ask the breaker, do it, tell the breaker how it went."""
         if not self._breaker.allows():
+            work.close()
             raise SharedAway(f"{self.url.shown} is left alone for a while, because it did not answer")
         started = time.perf_counter()
         try:
-            replies = await self._routed(commands)
+            done = await work
         except NoAnswer as failure:
             if failure.theirs:
                 self._breaker.failed(str(failure))
@@ -121,10 +146,7 @@ class RedisConnection:
             if self._on_command is not None:
                 self._on_command(name, time.perf_counter() - started)
         self._breaker.succeeded()
-        for reply in replies:
-            if isinstance(reply, ResponseError):
-                raise self._translated(reply) from reply
-        return replies
+        return done
 
     async def _routed(self, commands: Sequence[Command]) -> list[Reply]:
         """Each command to the server that has its key, and after it where the key has moved."""
@@ -181,9 +203,11 @@ class RedisConnection:
             if isinstance(answer, list)
         ]
 
-    def _translated(self, error: ResponseError) -> SharedAway | RedisRefused:
+    def _checked(self, reply: Reply) -> Reply:
         """What a server that is there says to a command."""
+        if not isinstance(reply, ResponseError):
+            return reply
         cannot = (ReadOnlyError, OutOfMemoryError, NoPermissionError, TryAgainError)
-        if isinstance(error, cannot) or str(error).startswith(("BUSY ", "MISCONF ", "NOREPLICAS ")):
-            return SharedAway(f"{self.url.shown} cannot do it now: {error}")
-        return RedisRefused(f"{self.url.shown} refuses: {error}")
+        if isinstance(reply, cannot) or str(reply).startswith(("BUSY ", "MISCONF ", "NOREPLICAS ")):
+            raise SharedAway(f"{self.url.shown} cannot do it now: {reply}") from reply
+        raise RedisRefused(f"{self.url.shown} refuses: {reply}") from reply
