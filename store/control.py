@@ -63,11 +63,16 @@ class Control:
         :raises StoreReadOnly: the safety state forbids it.
         """
         if not self.safety.writes:
-            why = f" ({self.reason})" if self.reason else ""
-            raise StoreReadOnly(
-                f"the safety state is {self.safety.value}{why}: nothing was written; "
-                "`chandlery safety set normal` allows writing again"
-            )
+            raise read_only(self)
+
+
+def read_only(control: Control) -> StoreReadOnly:
+    """What a write is told that the safety state forbids."""
+    why = f" ({control.reason})" if control.reason else ""
+    return StoreReadOnly(
+        f"the safety state is {control.safety.value}{why}: nothing was written; "
+        "`chandlery safety set normal` allows writing again"
+    )
 
 
 def checked_reason(reason: str) -> str:

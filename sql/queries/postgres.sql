@@ -356,3 +356,44 @@ FROM instrument_history h
 JOIN instruments i USING (instrument_id)
 WHERE ($1::text IS NULL OR i.exchange = $1) AND h.valid_from <= $2 AND (h.valid_to IS NULL OR h.valid_to > $2)
 ORDER BY i.exchange COLLATE "C", i.symbol COLLATE "C";
+
+-- name: series_versions
+-- What an operator has switched; beside it, of each of (exchanges, symbols, timeframes) that is stored, its place among
+-- them, revision and listing, and where three-day candles count from the first one, its open time. One row with nulls
+-- where none is.
+SELECT c.safety, c.operating, c.reason, c.changed_at, found.*
+FROM control c
+LEFT JOIN (
+    SELECT named.place, s.revision, s.last_write, i.instrument_id, i.listed_at,
+           CASE WHEN i.listed_at IS NULL AND s.timeframe = 259200
+                THEN (SELECT l.interval_start FROM coverage l
+                      WHERE l.instrument_id = s.instrument_id AND l.timeframe = s.timeframe
+                        AND l.state IN ('present', 'archived')
+                      ORDER BY l.interval_start LIMIT 1) END AS first_open
+    FROM unnest($1::text[], $2::text[], $3::integer[]) WITH ORDINALITY AS named (exchange, symbol, timeframe, place)
+    JOIN instruments i ON i.exchange = named.exchange AND i.symbol = named.symbol
+    JOIN series s ON s.instrument_id = i.instrument_id AND s.timeframe = named.timeframe) found ON true;
+
+-- name: read_changed_chunks
+-- Digests of the chunks of (instrument, timeframe) that changed after (revision), oldest first.
+SELECT chunk_start, row_count, unverified, digest, revision, archived_rows, archived_digest FROM candle_chunks
+WHERE instrument_id = $1 AND timeframe = $2 AND revision > $3
+ORDER BY chunk_start;
+
+-- name: read_control
+-- What an operator has switched.
+SELECT safety, operating, reason, changed_at FROM control;
+
+-- name: set_control
+-- Switch what is not null of (safety, operating), for (reason), at (instant).
+UPDATE control SET safety = coalesce($1, safety), operating = coalesce($2, operating), reason = $3, changed_at = $4
+RETURNING safety, operating, reason, changed_at;
+
+-- name: have_patience_for_writers
+-- A transaction of data may take long; whoever forbids more of them waits for the last.
+SET LOCAL statement_timeout = 0;
+SET LOCAL lock_timeout = '60s';
+
+-- name: wait_for_writers
+-- Until every transaction has ended that asked before now whether it may write.
+SELECT pg_advisory_xact_lock(hashtext('chandlery write'));

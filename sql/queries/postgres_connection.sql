@@ -15,3 +15,7 @@ SELECT CASE WHEN NOT pg_is_in_recovery() THEN (pg_current_wal_flush_lsn() - '0/0
 -- name: replayed_position
 -- How far this replica has followed the primary's log, as a number of bytes; null where it follows none.
 SELECT CASE WHEN pg_is_in_recovery() THEN (pg_last_wal_replay_lsn() - '0/0'::pg_lsn)::bigint END;
+
+-- name: check_writable
+-- Fails where the safety state forbids writing; else, it will not until this transaction has ended.
+SELECT check_writable();

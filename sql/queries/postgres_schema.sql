@@ -19,7 +19,7 @@ FROM (SELECT relname = 'schema_versions'
       FROM pg_class c
       WHERE relname IN ('schema_versions', 'candles', 'series', 'instruments', 'coverage', 'candle_chunks',
                         'candle_corrections', 'quarantine', 'trade_history', 'system_metrics', 'trade_runs', 'trade_ids',
-                        'message_quarantine', 'settle_checks', 'instrument_history')
+                        'message_quarantine', 'settle_checks', 'instrument_history', 'control')
         AND pg_table_is_visible(oid)) named;
 
 -- name: read_version

@@ -147,7 +147,7 @@ class CatchUp:
             await self._round(everything)
 
     async def _round(self, everything: bool) -> None:
-        await self._secondary.use(lambda store: store.schema_version())
+        await self._follow_control()
         due = (
             everything
             or self._all_compared is None
@@ -178,6 +178,19 @@ class CatchUp:
             self._said_behind = False
             log.warning("the secondary store is current again", secondary=self._secondary.location)
 
+    async def _follow_control(self) -> None:
+        """Switch the secondary as the primary is.
+
+        :raises StoreReadOnly: so that nothing may be copied.
+        """
+        theirs = await self._secondary.use(lambda store: store.control())
+        ours = await self._primary.use(lambda store: store.control())
+        if (theirs.safety, theirs.operating, theirs.reason) != (ours.safety, ours.operating, ours.reason):
+            await self._secondary.use(
+                lambda store: store.set_control(safety=ours.safety, operating=ours.operating, reason=ours.reason)
+            )
+        ours.check_writable()
+
     async def _doubt_all(self, everything: bool) -> None:
         """Doubt every series of the primary that changed on either side since it was found equal."""
         theirs = {one.series: one.revision for one in await self._secondary.use(lambda store: store.series())}
@@ -205,6 +218,8 @@ class CatchUp:
         settled, attempted = self._agreement.settled(series), frozenset[Item]()
         while True:
             async with self._agreement.lock(series):
+                # A secondary that was away when the primary was switched does not know yet.
+                (await self._primary.use(lambda store: store.control())).check_writable()
                 revisions = await self._revisions(series)
                 lag = await self._lag(series, settled)
                 # What an attempt left exactly as it was, another one will not change either.

@@ -10,7 +10,15 @@ from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 from market.clock import Clock
-from market.errors import BadInput, ChandleryError, NotFound, StoreBusy, StoreUnavailable, StoreUnusable
+from market.errors import (
+    BadInput,
+    ChandleryError,
+    NotFound,
+    StoreBusy,
+    StoreReadOnly,
+    StoreUnavailable,
+    StoreUnusable,
+)
 from store.candle_store import CandleStore
 from store.settling import SettleStore
 from store.trade_store import TradeStore
@@ -20,7 +28,8 @@ _T = TypeVar("_T")
 #: The primary is away: reads go to the secondary. Anything else of the primary's is an answer.
 AWAY: tuple[type[ChandleryError], ...] = (StoreBusy, StoreUnavailable)
 #: The secondary cannot follow; the primary goes on without it. NotFound: opened for reading and not made yet.
-UNABLE: tuple[type[ChandleryError], ...] = (*AWAY, StoreUnusable, NotFound)
+#: StoreReadOnly: it was switched so alone, or a moment before the primary is seen to be.
+UNABLE: tuple[type[ChandleryError], ...] = (*AWAY, StoreUnusable, StoreReadOnly, NotFound)
 
 
 class WholeStore(CandleStore, TradeStore, SettleStore, Protocol):
@@ -91,6 +100,11 @@ class Side:
             raise
         self.outage = None
         return result
+
+    @property
+    def answering(self) -> WholeStore | None:
+        """The store, if it is open and not known to be away."""
+        return self._store if self.outage is None else None
 
     async def store(self) -> WholeStore:
         """The store itself, opened if it was not; what is asked of it directly is no news of an outage.

@@ -26,18 +26,20 @@ from store.answer import SeriesInfo
 from store.batch import CandleBatch, Written
 from store.candle_store import CandleStore, Chunk, SeriesFacts, StoredPage
 from store.consistency import differences
+from store.control import Control
 from store.difference import Difference, InstrumentDifference, instrument_differences
 from store.hybrid.agreement import Agreement, HybridStatus
 from store.hybrid.catch_up import CatchUp, CatchUpRules
 from store.hybrid.live import PrimaryOnly
 from store.hybrid.side import AWAY, UNABLE, Place, Side
+from store.hybrid.versions import PrimaryVersions
 
 _T = TypeVar("_T")
 
 log = structlog.get_logger(__name__)
 
 
-class HybridStore(PrimaryOnly):
+class HybridStore(PrimaryOnly, PrimaryVersions):
     """A primary and a secondary store. Open with :meth:`opened`."""
 
     def __init__(self, primary: Side, secondary: Side, clock: Clock, rules: CatchUpRules) -> None:
@@ -224,6 +226,10 @@ class HybridStore(PrimaryOnly):
     async def facts(self, series: Series) -> SeriesFacts | None:
         """What a reader must know of a series first; None where it is not stored."""
         return await self._read(lambda store: store.facts(series))
+
+    async def control(self) -> Control:
+        """What an operator has switched; by the secondary, which follows, while the primary is away."""
+        return await self._read(lambda store: store.control())
 
     async def coverage(self, series: Series, interval: Interval | None = None) -> list[Covered]:
         """The ledger, sorted and disjoint; clipped to `interval` where one is given."""

@@ -148,7 +148,7 @@ class Aggregates:
         """
         async with self._lock:
             self._due = False
-            rows = await self._database.write(
+            rows = await self._database.write_data(
                 lambda connection: connection.fetch(TIMESCALE_QUERIES["list_aggregates_due"])
             )
             ranges = IntervalSet(Interval(row[1] // DAY_MS * DAY_MS, -(-row[2] // DAY_MS) * DAY_MS) for row in rows)
@@ -156,7 +156,7 @@ class Aggregates:
                 await self._database.outside(lambda connection: self._refresh(connection, ranges))
             done = [row[0] for row in rows]
             if done:
-                await self._database.write(
+                await self._database.write_data(
                     lambda connection: connection.execute(TIMESCALE_QUERIES["delete_aggregates_due"], done)
                 )
             return ranges

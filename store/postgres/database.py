@@ -13,6 +13,7 @@ from typing import TypeVar
 import asyncpg
 import structlog
 
+import sql
 from market.errors import BadInput, Retryable, StoreBusy, StoreUnavailable, StoreUnusable
 from store.postgres.address import DatabaseUrl
 from store.postgres.cloud_sql import CloudSql
@@ -23,6 +24,7 @@ from store.postgres.server import Server, Work
 
 _T = TypeVar("_T")
 
+_QUERIES = sql.queries("postgres_connection")
 #: How often work is done that others' transactions undo.
 _TRIES = 5
 #: Seconds to wait before the second try at most; doubled for each further one.
@@ -93,7 +95,17 @@ class Database:
         if self.read_only:
             raise StoreUnusable(f"{self.location} was opened for reading only")
         with translated(self.url):
-            return await self._written(work)
+            return await self._written(self._begin, work)
+
+    async def write_data(self, work: Work[_T]) -> _T:
+        """:meth:`write` of candles, trades, or what goes with them, in as many round trips.
+
+        :raises StoreReadOnly: the safety state forbids it; nothing was written.
+        """
+        if self.read_only:
+            raise StoreUnusable(f"{self.location} was opened for reading only")
+        with translated(self.url):
+            return await self._written(f"{self._begin}; {_QUERIES['check_writable']}", work)
 
     async def read(self, work: Work[_T]) -> _T:
         """Run `work` in one REPEATABLE READ, READ ONLY transaction: one snapshot, with this process's writes in it.
@@ -125,11 +137,11 @@ class Database:
         with translated(self.url):
             return await self.primary.outside(work)
 
-    async def _written(self, work: Work[_T]) -> _T:
+    async def _written(self, begin: str, work: Work[_T]) -> _T:
         after = self._readers.committed if self.replicas else None
         for tried in range(1, _TRIES + 1):
             try:
-                return await self.primary.transaction(self._begin, work, after)
+                return await self.primary.transaction(begin, work, after)
             except CONFLICTS:
                 if tried == _TRIES:
                     raise

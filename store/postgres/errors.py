@@ -10,12 +10,15 @@ from collections.abc import Iterator
 import asyncpg
 
 from market.errors import ChandleryError, StoreBusy, StoreUnavailable, StoreUnusable
+from store.control import Control, SafetyState, read_only
 from store.postgres.address import DatabaseUrl
 
 #: Undone by the server because of what others did meanwhile; the same work may be done again.
 CONFLICTS = (asyncpg.SerializationError, asyncpg.DeadlockDetectedError)
 
 _NOTHING = "nothing was written"
+#: What ``check_writable()`` fails with; class RO is none of PostgreSQL's.
+_READ_ONLY = "RO001"
 
 
 def connection_lost(error: BaseException) -> bool:
@@ -83,6 +86,8 @@ def _wrong_in_url(error: Exception, url: DatabaseUrl) -> str | None:
 def _told(error: asyncpg.PostgresError, url: DatabaseUrl) -> ChandleryError | None:
     """What the server says of itself or of our statement; None for what is no special case."""
     said, state = _said(error), error.sqlstate or ""
+    if state == _READ_ONLY:
+        return read_only(Control(safety=SafetyState(error.message), reason=error.detail or ""))
     if isinstance(error, asyncpg.LockNotAvailableError):
         return StoreBusy(f"{url.shown}: another process holds a lock for too long; {_NOTHING}, try again")
     if isinstance(error, asyncpg.QueryCanceledError):

@@ -41,7 +41,7 @@ class PostgresInstruments:
                     await connection.execute(QUERIES[f"{step}_instrument_history"], exchange, now_ms)
 
         if rows:
-            await self._database.write(work)
+            await self._database.write_data(work)
 
     async def instruments(self, exchange: str | None = None, as_of_ms: int | None = None) -> list[Instrument]:
         """Known instruments, by exchange and symbol.

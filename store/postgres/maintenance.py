@@ -104,7 +104,7 @@ class Maintenance:
                 return await _compressed(connection, chunk)
 
             try:
-                done.compressed += await patiently(self._database, compress)
+                done.compressed += await patiently(self._database, compress, data=True)
             except StoreBusy as error:
                 done.busy.append(f"{chunk}: {error}")
 
@@ -120,7 +120,9 @@ class Maintenance:
     async def _empty_default(self, table: str, column: str) -> int:
         return int(
             await patiently(
-                self._database, lambda connection: connection.fetchval(QUERIES["empty_default"], table, column)
+                self._database,
+                lambda connection: connection.fetchval(QUERIES["empty_default"], table, column),
+                data=True,
             )
         )
 
@@ -132,13 +134,16 @@ class Maintenance:
                 lambda connection: connection.fetchval(
                     QUERIES["drop_partitions"], "trade_history", TABLES["trade_history"], before
                 ),
+                data=True,
             )
         )
 
     async def _drop_trade_ids(self, done: Maintained) -> None:
         before = self._clock.now_ms() - TRADE_HISTORY_DAYS * DAY_MS
         await patiently(
-            self._database, lambda connection: connection.execute(TRADE_QUERIES["delete_trade_ids"], before)
+            self._database,
+            lambda connection: connection.execute(TRADE_QUERIES["delete_trade_ids"], before),
+            data=True,
         )
 
     async def _analyze(self, done: Maintained) -> None:

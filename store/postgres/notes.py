@@ -48,7 +48,7 @@ class PostgresNotes:
                 await connection.execute(QUERIES["delete_old_messages"], exchange, KEPT_MESSAGES)
 
         if rows:
-            await self._database.write(work)
+            await self._database.write_data(work)
 
     async def refused_messages(self, exchange: str, limit: int = 100) -> list[QuarantinedMessage]:
         """The newest messages of an exchange that could not be used, newest first."""
@@ -74,7 +74,9 @@ class PostgresNotes:
         # In one order, so that two who count at once do not wait for each other in a circle.
         rows = [(exchange, timeframe.seconds, *one, now_ms) for one in sorted(counts, key=lambda one: one.age_ms)]
         if rows:
-            await self._database.write(lambda connection: connection.executemany(QUERIES["add_settle_check"], rows))
+            await self._database.write_data(
+                lambda connection: connection.executemany(QUERIES["add_settle_check"], rows)
+            )
 
     async def settle_checks(self, exchange: str | None = None) -> list[SettleCheck]:
         """What came of reading candles again, by exchange, timeframe and age."""

@@ -6,7 +6,7 @@ import asyncpg
 import structlog
 
 from market.clock import Clock
-from market.errors import Retryable, StoreUnusable
+from market.errors import Retryable, StoreReadOnly, StoreUnusable
 from market.timeframe import TIMEFRAMES, Int64s
 from store.postgres.database import Database
 from store.postgres.rows import QUERIES
@@ -48,9 +48,12 @@ class Partitions:
 
     async def _make(self, table: str, months: list[int]) -> int:
         try:
-            made = await self._database.write(
+            made = await self._database.write_data(
                 lambda connection: connection.fetchval(QUERIES["make_partitions"], table, TABLES[table], months)
             )
+        except StoreReadOnly:
+            # What was to be written there is told the same.
+            return 0
         except Retryable as error:
             log.warning("no partition was made; rows wait in the default one", table=table, error=str(error))
             return 0

@@ -132,7 +132,7 @@ class Retention:
                 async def work(connection: Connection, step: int = step) -> tuple[int, int]:
                     return await self._drop(connection, step, files)
 
-                rows, dropped = await patiently(self._database, work)
+                rows, dropped = await patiently(self._database, work, data=True)
                 candles, chunks = candles + rows, chunks + dropped
         return Dropped(before=before_ms, candles=candles, chunks=chunks, series=len(leaving))
 

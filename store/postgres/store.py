@@ -46,6 +46,7 @@ from store.postgres.rows import (
 from store.postgres.schema import TIMESCALE_QUERIES, Schema
 from store.postgres.status import DatabaseStatus, database_status
 from store.postgres.trades import PostgresTrades
+from store.postgres.versions import PostgresVersions
 from store.series_key import SeriesKey
 
 log = structlog.get_logger(__name__)
@@ -61,7 +62,7 @@ def pool_rules(least: int, most: int, seconds: float) -> PoolRules:
     return PoolRules(least=least, most=most, acquire_seconds=seconds, command_seconds=seconds)
 
 
-class PostgresStore(PostgresTrades, PostgresNotes, PostgresInstruments):
+class PostgresStore(PostgresTrades, PostgresNotes, PostgresInstruments, PostgresVersions):
     """Candles, trades, ledgers, corrections and quarantine in one database. Open with :meth:`opened`."""
 
     def __init__(self, database: Database, made: Schema, clock: Clock, tell: Tell | None = None) -> None:
@@ -173,7 +174,7 @@ class PostgresStore(PostgresTrades, PostgresNotes, PostgresInstruments):
 
         if self._partitions is not None and batches:
             await self._partitions.make_for(np.concatenate([open_times_ms(one.table) for one in batches]))
-        written = await self._database.write(work)
+        written = await self._database.write_data(work)
         if self.aggregates is not None and any(
             one.written and batch.series.timeframe == ONE_MINUTE
             for one, batch in zip(written, batches, strict=True)

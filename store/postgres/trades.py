@@ -73,12 +73,12 @@ class PostgresTrades:
             return await _write(connection, self.schema.mode, some, careful)
 
         try:
-            return await self._database.write(work)
+            return await self._database.write_data(work)
         except StoreUnusable as error:
             if not isinstance(error.__cause__, asyncpg.UniqueViolationError):
                 raise
         # Somebody stored a trade and told no ledger; three times slower, no such row is met twice.
-        return await self._database.write(partial(work, careful=True))
+        return await self._database.write_data(partial(work, careful=True))
 
     async def trades(
         self, exchange: str, symbol: str, start_ms: int, end_ms: int, *, limit: int | None = None
@@ -144,7 +144,7 @@ class PostgresTrades:
             before = (await _read_runs(connection, {key: (first_id - 1, last_id + 1)}))[key]
             await _replace_runs(connection, {key: before}, {key: with_lost(before, lost)})
 
-        await self._database.write(work)
+        await self._database.write_data(work)
 
     async def drop_trades(self, before_ms: int) -> None:
         """Drop the chunks or monthly partitions of trades that lie wholly before an instant.
@@ -157,7 +157,7 @@ class PostgresTrades:
             await connection.execute(QUERIES[name], before_ms)
             await connection.execute(QUERIES["delete_trade_ids"], before_ms)
 
-        await patiently(self._database, work)
+        await patiently(self._database, work, data=True)
 
 
 @dataclass

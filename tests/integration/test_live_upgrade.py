@@ -1,4 +1,4 @@
-"""Databases of the first version are brought to the second with all that they hold, and work on."""
+"""Databases of the first version are brought to this one with all that they hold, and work on."""
 
 from __future__ import annotations
 
@@ -14,11 +14,15 @@ import pytest
 import sql
 from market.errors import StoreUnusable
 from market.instrument import Instrument
+from store.control import Control
 from store.postgres import schema as postgres_schema
 from store.postgres.address import DatabaseUrl
+from store.postgres.database import Database
 from store.postgres.mode import Mode
 from store.postgres.store import PostgresStore
+from store.sqlite import database as sqlite_database
 from store.sqlite import schema as sqlite_schema
+from store.sqlite import store as sqlite_store
 from store.sqlite.store import SqliteStore
 from store.trade_batch import TradeRun, TradesWritten
 from tests.support import servers
@@ -40,12 +44,16 @@ def first_version() -> Iterator[None]:
         patched.setattr(sqlite_schema, "LATEST", 1)
         patched.setattr(postgres_schema, "LATEST", 1)
         patched.setattr(sql, "migrations", lambda *which: everything(*which)[:1])
+        # It had no state that could forbid writing.
+        patched.setattr(sqlite_store, "data_transaction", sqlite_database.transaction)
+        patched.setattr(Database, "write_data", Database.write)
         yield
 
 
 async def check(store: Any, now: int) -> None:
     """What was there still is, and what is new can be used."""
-    assert await store.schema_version() == 2
+    assert await store.schema_version() == sqlite_schema.LATEST
+    assert await store.control() == Control()
     assert await store.read(BTC, START, at(100)) == made(range(10))
     assert [one.symbol for one in await store.instruments()] == ["BTC/USDT", "ETH/USDT"]
     assert await store.instruments(as_of_ms=now) == [ETH]
@@ -75,7 +83,7 @@ async def test_a_file_is_brought_up_when_it_is_opened_for_writing(tmp_path: Path
                 )
             )
             assert await store.schema_version() == 1
-    with pytest.raises(StoreUnusable, match="has schema version 1, reading needs 2; run `chandlery db upgrade`"):
+    with pytest.raises(StoreUnusable, match="has schema version 1, reading needs 3; run `chandlery db upgrade`"):
         await SqliteStore.opened(path, clock, read_only=True).__aenter__()
     async with SqliteStore.opened(path, clock) as store:
         await check(store, clock.now_ms())
@@ -122,9 +130,9 @@ async def first(postgres: PrivatePostgres, mode: Mode, clock: Any) -> AsyncItera
 async def test_a_database_is_brought_up(
     postgres: PrivatePostgres, first: DatabaseUrl, mode: Mode, clock: Any
 ) -> None:
-    with pytest.raises(StoreUnusable, match="has schema version 1, reading needs 2"):
+    with pytest.raises(StoreUnusable, match="has schema version 1, reading needs 3"):
         await PostgresStore.opened(first, clock, read_only=True).__aenter__()
-    assert await PostgresStore.upgraded(first) == [2]
+    assert await PostgresStore.upgraded(first) == [2, 3]
     assert await PostgresStore.upgraded(first) == []
     fresh = await asyncio.to_thread(postgres.create_database)
     await PostgresStore.upgraded(DatabaseUrl.parse(postgres.url(fresh)), mode)
