@@ -1,8 +1,8 @@
 """The one way to Redis, a server or a cluster: behind a circuit breaker, within a bound of time, measured.
 
 Whatever keeps Redis from answering becomes a :class:`store.cache.shared_values.SharedAway`, which a caller answers
-by doing without. A server that is away at the start is no error either. A mistake of ours (a wrong type under a key,
-an error in a script) is a :class:`store.redis.command.RedisRefused`, and is not hidden.
+by doing without. A server that is away at the start is no error either. A mistake of ours (a wrong type under
+a key, an error in a script) is a :class:`store.redis.command.RedisRefused`, and is not hidden.
 """
 
 from __future__ import annotations

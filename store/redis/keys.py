@@ -1,8 +1,8 @@
 """The names of our values in Redis. One symbol's have one hash tag, so that in a cluster they lie together.
 
 ``chandlery:1:{binance|BTC/USDT}:ticker``, ``chandlery:1:{binance|BTC/USDT}:candles:1m``,
-``chandlery:1:query:7f3a``. The 1 is the version of the format. Parts are percent-escaped (:attr:`store.cache.key.CacheKey.text`), so neither a
-brace nor a star nor a bar of theirs means anything here.
+``chandlery:1:query:7f3a``. The 1 is the version of the format. Parts are percent-escaped
+(:attr:`store.cache.key.CacheKey.text`), so neither a brace nor a star nor a bar of theirs means anything here.
 """
 
 from __future__ import annotations
@@ -22,6 +22,11 @@ def redis_key(key: CacheKey) -> str:
     if len(parts) < 2:
         return PREFIX + ":".join((kind, *parts))
     return PREFIX + ":".join((f"{{{parts[0]}|{parts[1]}}}", kind, *parts[2:]))
+
+
+def tag(exchange: str, symbol: str) -> str:
+    """What the names of one symbol's values begin with: ``chandlery:1:{binance|BTC/USDT}:``."""
+    return redis_key(CacheKey("", (exchange, symbol)))
 
 
 def cache_key(name: bytes) -> CacheKey | None:

@@ -82,6 +82,20 @@ class PrivateRedis(ServerProcess):
     def _command(self) -> Sequence[str | Path]:
         return [redis_program(), self.folder / "redis.conf"]
 
+    def pause(self) -> None:
+        """Let it hang: connections stay, new ones are even taken, and nothing is answered."""
+        if self._process is not None:
+            self._process.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """It goes on where it was, and answers first what it was asked meanwhile."""
+        if self._process is not None:
+            self._process.send_signal(signal.SIGCONT)
+
+    def stop(self) -> None:
+        self.resume()
+        super().stop()
+
     def _ready(self) -> bool:
         return said(self.port, b"PING\r\n", b"+PONG")
 

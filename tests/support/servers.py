@@ -11,6 +11,7 @@ import pytest
 
 from tests.support.postgres_server import PrivatePostgres
 from tests.support.rabbitmq_server import PrivateRabbitMq
+from tests.support.redis_cluster import PrivateCluster
 from tests.support.redis_server import PrivateRedis
 from tests.support.server_process import NOT_RUN
 
@@ -57,6 +58,20 @@ def redis() -> PrivateRedis:
     server = _shared_redis()
     server.start()
     return server
+
+
+@functools.cache
+def _shared_cluster() -> PrivateCluster:
+    cluster = PrivateCluster()
+    atexit.register(cluster.close)
+    return cluster
+
+
+def redis_cluster() -> PrivateCluster:
+    """The running Redis Cluster of this test run; a test may kill a server of it, and starts it afterwards."""
+    cluster = _shared_cluster()
+    cluster.start()
+    return cluster
 
 
 @functools.cache
