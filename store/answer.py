@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import pyarrow as pa
 
+from market.candle import COLUMNS
 from market.coverage import Covered
+from market.fingerprint import dataset_fingerprint, digest
 from market.instrument import Series
 from market.interval import Interval, IntervalSet
 
@@ -25,8 +28,6 @@ class CandleAnswer:
     coverage: tuple[Covered, ...]
     #: Parts of `interval` that are in no state of the ledger, up to now.
     gaps: IntervalSet
-    #: Equal rows give equal fingerprints; over the closed candles of the answer.
-    fingerprint: str
     #: Where the next page starts (epoch milliseconds), or None at the end of the interval.
     next_start: int | None
     #: ``memory``, ``router``, ``disk``, ``database`` or ``archive``.
@@ -35,6 +36,14 @@ class CandleAnswer:
     age_ms: int = 0
     #: The timeframe the rows were rolled up from; None where they are stored as they are.
     derived_from: str | None = None
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Equal rows give equal fingerprints; over the closed candles of the answer. Made when it is asked for."""
+        table = self.table
+        if "closed" in table.column_names and table.num_rows and not table.column("closed")[-1].as_py():
+            table = table.slice(0, table.num_rows - 1)
+        return dataset_fingerprint([(self.series, digest(table.select(COLUMNS)))])
 
     @property
     def complete(self) -> bool:

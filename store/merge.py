@@ -68,6 +68,13 @@ def chunk_start(open_time: int, timeframe: Timeframe) -> int:
     return int(datetime(year, 1, 1, tzinfo=UTC).timestamp()) * 1000
 
 
+def chunk_end(start: int, timeframe: Timeframe) -> int:
+    """Where the chunk that starts at `start` ends, exclusive."""
+    if timeframe.seconds < 3600:
+        return start + DAY_MS
+    return TIMEFRAMES["1M"].next(start, 1 if timeframe.milliseconds < DAY_MS else 12)
+
+
 @dataclass
 class Merge:
     """One write of one series. Make it with :meth:`of`, then :meth:`meet` the stored digests, :meth:`compare` the

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import pytest
 from store.live import LiveCandles
 from store.market_data import MarketData
 from tests.support.candle_stores import STORES
+from tests.support.tiered import tiered
 
 
 @pytest.fixture(params=list(STORES))
@@ -37,7 +38,14 @@ def live(clock: Any) -> LiveCandles:
     return LiveCandles(clock)
 
 
-@pytest.fixture
-def market_data(store: Any, live: LiveCandles, clock: Any) -> MarketData:
-    """The read interface over the store."""
-    return MarketData(store, live, clock)
+@pytest.fixture(params=["straight", "tiers"])
+def market_data(
+    store: Any, live: LiveCandles, clock: Any, tmp_path: Path, request: pytest.FixtureRequest
+) -> Iterator[MarketData]:
+    """The read interface over the store, without and with tiers between."""
+    if request.param == "straight":
+        yield MarketData(store, live, clock)
+        return
+    views = tiered(store, None, clock, tmp_path / "cache")
+    yield MarketData(store, live, clock, views=views)
+    views.close()

@@ -1,0 +1,188 @@
+"""One series as process memory holds it; what is missing is read from farther tiers and held to the digests."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import pyarrow as pa
+
+from market.candle import no_candles, open_times_ms
+from market.coverage import Covered
+from market.instrument import Series
+from market.interval import Interval
+from market.timeframe import Timeframe
+from store.candle_store import SeriesFacts, StoredPage
+from store.tiers.derived import DerivedCandles
+from store.tiers.held_series import HeldSeries
+from store.tiers.periods import Period
+from store.tiers.sealed import MEMORY_TIER, SealedPeriods, farthest
+from store.tiers.view import Moved, StoredView, UnknownPeriods
+
+#: A tail is read for the newest rows up to so many; more come by whole periods.
+_MOST_BY_TAIL = 5_000
+#: Rows that a tail is read for at least.
+_LEAST_BY_TAIL = 1_500
+
+
+class Reader(Protocol):
+    """What a view needs of whoever made it."""
+
+    @property
+    def sealed(self) -> SealedPeriods: ...
+
+    @property
+    def derived(self) -> DerivedCandles: ...
+
+    async def still(self, series: Series, revision: int) -> bool: ...
+
+    async def reach(self, held: HeldSeries, start: int) -> None: ...
+
+    async def know_periods(self, held: HeldSeries) -> None: ...
+
+
+class HeldView:
+    """See :class:`store.tiers.view.SeriesView`.
+
+    :param stored: the same series in the database.
+    :param age_ms: since this was known to be what the database says.
+    """
+
+    def __init__(self, held: HeldSeries, stored: StoredView, reader: Reader, age_ms: int) -> None:
+        self._held = held
+        self._stored = stored
+        self._reader = reader
+        self._age_ms = age_ms
+
+    @property
+    def facts(self) -> SeriesFacts:
+        """Of the revision that is held."""
+        return self._held.facts
+
+    async def coverage(self, interval: Interval) -> list[Covered]:
+        """See :meth:`store.tiers.view.SeriesView.coverage`."""
+        return self._held.ledger.inside(interval)
+
+    async def page(
+        self, interval: Interval, *, limit: int | None = None, newest: bool = False, as_of_ms: int | None = None
+    ) -> StoredPage:
+        """See :meth:`store.tiers.view.SeriesView.page`; as of an instant, from the database."""
+        if as_of_ms is not None:
+            return await self._stored.page(interval, limit=limit, newest=newest, as_of_ms=as_of_ms)
+        try:
+            if newest and limit is not None:
+                table, tier = await self._newest(interval, limit)
+            else:
+                table, tier = await self._oldest(interval, limit)
+        except UnknownPeriods:
+            await self._reader.know_periods(self._held)
+            raise
+        read = interval
+        if limit is not None and table.num_rows >= limit:
+            table = table.slice(table.num_rows - limit) if newest else table.slice(0, limit)
+            times = open_times_ms(table.slice(0, 1) if newest else table.slice(limit - 1))
+            if newest:
+                read = Interval(int(times[0]), interval.end)
+            else:
+                read = Interval(interval.start, self._held.series.timeframe.next(int(times[0])))
+        return StoredPage(table=table, coverage=self._held.ledger.inside(read), tier=tier, age_ms=self._age_ms)
+
+    async def rolled(self, interval: Interval, timeframe: Timeframe, origin_ms: int) -> StoredPage:
+        """See :meth:`store.tiers.view.SeriesView.rolled`."""
+        try:
+            table, tier = await self._reader.derived.rows(self._held, self._stored, interval, timeframe, origin_ms)
+        except UnknownPeriods:
+            await self._reader.know_periods(self._held)
+            raise
+        return StoredPage(table=table, coverage=self._held.ledger.inside(interval), tier=tier, age_ms=self._age_ms)
+
+    async def _newest(self, interval: Interval, limit: int) -> tuple[pa.Table, str]:
+        """At least the last `limit` rows of `interval`, as far as there are so many."""
+        held, newest = self._held, self._held.newest_period
+        if newest is None:
+            return no_candles(), MEMORY_TIER
+        if interval.end > newest and limit <= _MOST_BY_TAIL:
+            tail = held.tail
+            if tail is not None:
+                found = tail.rows(interval)
+                if found.num_rows >= limit or tail.start <= max(interval.start, held.first):
+                    self._reader.sealed.hit()
+                    return found, MEMORY_TIER
+            if held.tail_from <= newest:
+                await self._reader.reach(held, self._guess(interval, limit))
+        parts: list[pa.Table] = []
+        tier, rows, end = MEMORY_TIER, 0, interval.end
+        # From period to period backwards, until there are enough.
+        for period in reversed(held.between(interval.start, interval.end)):
+            part, of = await self._piece(period, Interval(max(interval.start, period.start), end))
+            parts.append(part)
+            tier, rows, end = farthest(tier, of), rows + part.num_rows, period.start
+            if rows >= limit or end <= interval.start:
+                break
+        return pa.concat_tables(reversed(parts)) if parts else no_candles(), tier
+
+    async def _oldest(self, interval: Interval, limit: int | None) -> tuple[pa.Table, str]:
+        """All rows of `interval`, or at least the first `limit`."""
+        tail = self._held.tail
+        if tail is not None and tail.start <= interval.start:
+            self._reader.sealed.hit()
+            return tail.rows(interval), MEMORY_TIER
+        parts: list[pa.Table] = []
+        tier, rows = MEMORY_TIER, 0
+        for period in self._held.between(interval.start, interval.end):
+            inside = Interval(max(interval.start, period.start), min(interval.end, period.end))
+            part, of = await self._piece(period, inside)
+            parts.append(part)
+            tier, rows = farthest(tier, of), rows + part.num_rows
+            if limit is not None and rows >= limit:
+                break
+        if len(parts) == 1:
+            return parts[0], tier
+        return pa.concat_tables(parts) if parts else no_candles(), tier
+
+    async def _piece(self, period: Period, wanted: Interval) -> tuple[pa.Table, str]:
+        """The rows of one period that open in `wanted`."""
+        held = self._held
+        tail = held.tail
+        if tail is not None and tail.start <= wanted.start:
+            self._reader.sealed.hit()
+            return tail.rows(wanted), MEMORY_TIER
+        if period.start == held.newest_period:
+            if held.tail_from <= wanted.start:
+                await self._reader.reach(held, wanted.start)
+            return await self._direct(wanted)
+        if period.start in held.unknown:
+            raise UnknownPeriods
+        if self._reader.sealed.peek(held.series, period) is None and self._reader.sealed.seldom(
+            held.series, period, wanted
+        ):
+            return await self._direct(wanted)
+        sealed, tier = await self._reader.sealed.table(held.series, period, self._stored)
+        return sealed.rows(wanted), tier
+
+    async def _direct(self, wanted: Interval) -> tuple[pa.Table, str]:
+        """Straight from the database."""
+        self._reader.sealed.missed()
+        page = await self._stored.page(wanted)
+        if not await self._reader.still(self._held.series, self._held.revision):
+            raise Moved
+        return page.table, page.tier
+
+    def _guess(self, interval: Interval, limit: int) -> int:
+        """Where a tail has to start to have `limit` rows before the end of `interval`, going by what is known."""
+        held = self._held
+        end = min(interval.end, held.facts.known.end if held.facts.known else interval.end)
+        step = held.series.timeframe.seconds * 1000
+        start = end - max(limit, _LEAST_BY_TAIL) * step
+        wanted = limit
+        for period in reversed(held.between(interval.start, interval.end)):
+            length = min(end, period.end) - period.start
+            if period.digest.rows > wanted:
+                # A little more than it takes where the candles are as dense as in the whole period.
+                start = min(start, min(end, period.end) - length * wanted * 11 // (period.digest.rows * 10))
+                break
+            wanted -= period.digest.rows
+            start = min(start, period.start)
+        if held.tail is not None:
+            # Too short still: twice as far.
+            start = min(start, end - 2 * (end - held.tail.start))
+        return max(start, held.first, held.tail_from)

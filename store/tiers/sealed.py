@@ -1,0 +1,164 @@
+"""Whole periods of closed candles: from process memory, from the disk, or once from the database and then kept."""
+
+from __future__ import annotations
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from market.candle import open_times_ms
+from market.fingerprint import digest
+from market.instrument import Series
+from market.interval import Interval
+from market.timeframe import Int64s
+from store.archived_page import ARCHIVE_TIER
+from store.cache.entries import Entries
+from store.cache.single_flight import SingleFlight
+from store.cache.statistics import TierStatistics
+from store.candle_store import DATABASE_TIER
+from store.tiers.disk import ChunkName, DiskTier
+from store.tiers.periods import Period
+from store.tiers.view import Moved, SeriesView
+
+MEMORY_TIER = "memory"
+DISK_TIER = "disk"
+#: From near to far.
+_DISTANCE = (MEMORY_TIER, "router", DISK_TIER, DATABASE_TIER, ARCHIVE_TIER)
+#: Tables that may wait to be written to the disk tier. Rule: when more come, the new ones are not written.
+_MOST_WAITING = 8
+#: Periods of which a small part was read once. Rule: the oldest are forgotten.
+_MOST_TOUCHED = 10_000
+
+
+def farthest(*tiers: str) -> str:
+    """The tier that is farthest from process memory; one of an unknown name is farther than all."""
+    return max(tiers, key=lambda one: _DISTANCE.index(one) if one in _DISTANCE else len(_DISTANCE))
+
+
+@dataclass(frozen=True)
+class SealedTable:
+    """The rows of one period, as its digest says they are."""
+
+    period: Period
+    table: pa.Table
+    #: Open times of the rows.
+    times: Int64s
+
+    @classmethod
+    def of(cls, period: Period, table: pa.Table) -> SealedTable:
+        """From a table of one piece."""
+        return cls(period, table, open_times_ms(table))
+
+    @property
+    def bytes(self) -> int:
+        """What it takes in memory, or of the mapped file."""
+        return int(self.table.nbytes) + 1000
+
+    def rows(self, interval: Interval) -> pa.Table:
+        """Those that open in `interval`."""
+        first, last = np.searchsorted(self.times, [interval.start, interval.end])
+        return self.table.slice(int(first), int(last - first))
+
+
+class SealedPeriods:
+    """Tables of periods, each held to the digest that names it. Used from one event loop.
+
+    :param kind: what statistics call these values.
+    """
+
+    def __init__(
+        self,
+        entries: Entries[object, object],
+        disk: DiskTier | None,
+        statistics: TierStatistics,
+        kind: str,
+    ) -> None:
+        self._entries = entries
+        self._disk = disk
+        self._statistics = statistics
+        self._kind = kind
+        self._flight: SingleFlight[object, tuple[SealedTable, str]] = SingleFlight()
+        self._touched: dict[object, None] = {}
+        self._waiting = 0
+        # One at a time: writing must not take the processor from those who read.
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="disk-tier")
+
+    def hit(self) -> None:
+        """A tail had what was asked for."""
+        self._statistics.hit(MEMORY_TIER, self._kind)
+
+    def missed(self) -> None:
+        """Neither a tail nor a period was there, and none is to be kept."""
+        self._statistics.miss(MEMORY_TIER, self._kind)
+
+    def close(self) -> None:
+        """Wait for the files that are being written."""
+        self._writer.shutdown()
+
+    def peek(self, series: Series, period: Period) -> SealedTable | None:
+        """The period's table if process memory has it."""
+        found = self._entries.get(("sealed", series, period.start))
+        return found if isinstance(found, SealedTable) and found.period == period else None
+
+    def seldom(self, series: Series, period: Period, wanted: Interval) -> bool:
+        """Whether so little is wanted of a period that was never asked for that it is not worth keeping it."""
+        if wanted.duration * 8 > period.end - period.start or period.digest.rows < 1000:
+            return False
+        key = (series, period.start)
+        if key in self._touched:
+            return False
+        while len(self._touched) >= _MOST_TOUCHED:
+            self._touched.pop(next(iter(self._touched)))
+        self._touched[key] = None
+        return True
+
+    async def table(self, series: Series, period: Period, stored: SeriesView) -> tuple[SealedTable, str]:
+        """The period's table and the tier that gave it.
+
+        :param stored: where to read it from if neither memory nor disk have it.
+        :raises Moved: the database has something else there by now.
+        """
+        held = self.peek(series, period)
+        if held is not None:
+            self._statistics.hit(MEMORY_TIER, self._kind)
+            return held, MEMORY_TIER
+        self._statistics.miss(MEMORY_TIER, self._kind)
+        return await self._flight.run((series, period), lambda: self._loaded(series, period, stored))
+
+    async def _loaded(self, series: Series, period: Period, stored: SeriesView) -> tuple[SealedTable, str]:
+        name = ChunkName(series, "stored", period.start, period.revision, period.digest)
+        table = await self.from_disk(name)
+        tier = DISK_TIER
+        if table is None:
+            page = await stored.page(period.interval)
+            tier = ARCHIVE_TIER if page.tier == ARCHIVE_TIER else DATABASE_TIER
+            table = page.table.combine_chunks()
+            if await asyncio.to_thread(digest, table) != period.digest:
+                raise Moved
+            self.to_disk(name, table)
+        sealed = SealedTable.of(period, table)
+        self._entries.put(("sealed", series, period.start), sealed, sealed.bytes)
+        return sealed, tier
+
+    async def from_disk(self, name: ChunkName) -> pa.Table | None:
+        """A table of the disk tier, or None."""
+        if self._disk is None:
+            return None
+        return await asyncio.to_thread(self._disk.get, name)
+
+    def to_disk(self, name: ChunkName, table: pa.Table) -> None:
+        """Write a table to the disk tier, soon."""
+        if self._disk is None or self._waiting >= _MOST_WAITING:
+            return
+        self._waiting += 1
+        loop = asyncio.get_running_loop()
+        written = loop.run_in_executor(self._writer, self._disk.put, name, table)
+        written.add_done_callback(self._written)
+
+    def _written(self, done: asyncio.Future[bool]) -> None:
+        self._waiting -= 1
+        if not done.cancelled():
+            done.exception()

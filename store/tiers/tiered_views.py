@@ -1,0 +1,317 @@
+"""Views that read through process memory and the disk before they ask the database.
+
+The database's revision of a series is the truth: what is held in memory is used only while that has not moved on.
+Whether it has, SQLite tells in microseconds; another database is asked, for all series being read at once, when it
+was last asked longer ago than a value of kind ``candle_version`` may live.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import structlog
+
+from market.clock import LATEST_MS, Clock
+from market.errors import StoreBusy, StoreUnavailable
+from market.instrument import Series
+from store.archive.archive import Archive
+from store.cache.entries import Entries
+from store.cache.single_flight import SingleFlight
+from store.cache.statistics import TierStatistics
+from store.cache.time_to_live import TimesToLive
+from store.candle_store import CandleStore, SeriesVersion
+from store.control import Control
+from store.merge import chunk_start
+from store.tiers.derived import DerivedCandles
+from store.tiers.disk import DiskTier
+from store.tiers.held_series import HeldSeries
+from store.tiers.held_view import HeldView
+from store.tiers.sealed import SealedPeriods
+from store.tiers.version_check import VersionCheck
+from store.tiers.view import Moved, SeriesView, StoredView
+
+log = structlog.get_logger(__name__)
+
+#: Kinds of values, for times to live and statistics.
+VERSION_KIND = "candle_version"
+CANDLES_KIND = "candles"
+#: Rows that one step of a tail may bring; after more, the tail is thrown away.
+_MOST_NEW_ROWS = 5_000
+#: Rows of a tail that is read anew.
+_MOST_TAIL_ROWS = 200_000
+#: How often a moving series is followed before it is read past the tiers.
+_TRIES = 4
+#: Milliseconds for which a database may answer with an older revision than was seen (a replica that lags) before
+#: that is believed (a restored backup).
+_LONGEST_LAG_MS = 30_000
+
+
+@dataclass
+class _Known:
+    """A series, which never changes in here, and when that was last known to be so."""
+
+    #: None: not stored.
+    held: HeldSeries | None
+    #: The database's mark from before it was asked; None where it has none.
+    mark: int | None
+    #: Our clock when it was asked, milliseconds.
+    at: int
+    #: How often somebody has told of a change of the series by then.
+    told: int
+    #: The latest question that had begun by then: it and all before it are answered by this.
+    turn: int
+    #: Since when the database has answered with an older revision; None while it has not.
+    behind_since: int | None = None
+
+
+class TieredViews:
+    """See the module. Used from one event loop.
+
+    :param entries: process memory, shared with whoever keeps other things there.
+    :param disk: None to do without.
+    :param falls_back: the store answers from somewhere else by itself while its first database is away.
+    """
+
+    def __init__(
+        self,
+        store: CandleStore,
+        archive: Archive | None,
+        clock: Clock,
+        *,
+        entries: Entries[object, object],
+        disk: DiskTier | None,
+        times: TimesToLive,
+        statistics: TierStatistics,
+        falls_back: bool = False,
+        on_control: Callable[[Control], None] = lambda control: None,
+    ) -> None:
+        self._store = store
+        self._archive = archive
+        self._clock = clock
+        self._entries = entries
+        self._disk = disk
+        self._times = times
+        self._statistics = statistics
+        self._falls_back = falls_back
+        self._on_control = on_control
+        self._check = VersionCheck(store.versions)
+        # A batch of many series is one question: nobody is turned away here.
+        self._flight: SingleFlight[Series, None] = SingleFlight(most_waiting=100_000, wait_seconds=60.0)
+        self._told: dict[Series, int] = {}
+        self._all_told = 0
+        self.control = Control()
+        self._turn = 0
+        self._control_mark: int | None = None
+        self._control_at = -LATEST_MS
+        self.sealed = SealedPeriods(entries, disk, statistics, CANDLES_KIND)
+        self.derived = DerivedCandles(entries, self.sealed, statistics, CANDLES_KIND, self.still)
+
+    async def of(self, series: Sequence[Series]) -> list[SeriesView | None]:
+        """See :class:`store.tiers.view.SeriesViews`."""
+        self._turn += 1
+        turn = self._turn
+        if not self.control.safety.reads_cache and not self._control_fresh():
+            await self._look_at_control()
+        if self.control.safety.reads_cache:
+            wanted = [one for one in series if not self.fresh(one)]
+            away = False
+            try:
+                await self._refresh(wanted, turn)
+            except (StoreUnavailable, StoreBusy):
+                if self._falls_back:
+                    return [await self._stored(one) for one in series]
+                if not all(self._servable(one) for one in series):
+                    raise
+                away = True
+            # What was learnt on the way may have switched the cache off.
+            if self.control.safety.reads_cache:
+                return [await self._view(one, turn, away) for one in series]
+        return [await self._stored(one) for one in series]
+
+    def fresh(self, series: Series) -> bool:
+        """Whether what is held of `series` may be served without asking the database."""
+        known = self._entries.get(("series", series))
+        return isinstance(known, _Known) and self._is_fresh(series, known)
+
+    def tell(self, series: Series | None = None) -> None:
+        """A series has changed, or any may have: ask the database before it is served again."""
+        if series is None:
+            self._all_told += 1
+        else:
+            self._told[series] = self._told.get(series, 0) + 1
+
+    def forget(self, series: Series | None = None) -> None:
+        """Drop what process memory holds of a series, or everything; it is read again when it is asked for."""
+        if series is None:
+            self._entries.clear()
+            return
+        mine = (("series", series), ("sealed", series), ("derived", series))
+        self._entries.pop_where(lambda key: isinstance(key, tuple) and key[:2] in mine)
+
+    def close(self) -> None:
+        """Wait for the files that are being written."""
+        self.sealed.close()
+
+    async def still(self, series: Series, revision: int) -> bool:
+        """Whether the series is at `revision` now."""
+        found, _ = await self._store.versions([series])
+        return series in found and found[series].revision == revision
+
+    async def reach(self, held: HeldSeries, start: int) -> None:
+        """Read the tail anew, from `start` or a little before, so that the next view has it.
+
+        :raises Moved: always: the view that asked for it is of another revision than what was read.
+        """
+        series = held.series
+        self.sealed.missed()
+        now = self._now(series)
+        start = chunk_start(start, series.timeframe)
+        delta = await self._store.delta(series, since=-1, after_ms=start - 1, limit=_MOST_TAIL_ROWS)
+        if delta is not None and not delta.more and delta.facts.revision >= held.revision:
+            self._keep(series, _Known(held.with_tail(start, delta), *now))
+        raise Moved
+
+    async def know_periods(self, held: HeldSeries) -> None:
+        """Read the digests of all periods again, for the next view.
+
+        :raises Moved: always.
+        """
+        series = held.series
+        now = self._now(series)
+        delta = await self._store.delta(
+            series, since=-1, after_ms=held.rows_from() or LATEST_MS, limit=_MOST_NEW_ROWS
+        )
+        if delta is not None and delta.facts.revision >= held.revision:
+            self._keep(series, _Known(held.known_again(delta).repaired(), *now))
+        raise Moved
+
+    async def _view(self, series: Series, turn: int, away: bool) -> SeriesView | None:
+        known = self._entries.get(("series", series))
+        if not isinstance(known, _Known) or not (away or known.turn >= turn or self._is_fresh(series, known)):
+            # It does not fit in memory, or memory is read-only.
+            return await self._stored(series)
+        if known.held is None:
+            return None
+        stored = StoredView(self._store, self._archive, series, known.held.facts)
+        age = 0 if known.mark is not None else max(self._clock.now_ms() - known.at, 0)
+        return HeldView(known.held, stored, self, age)
+
+    async def _stored(self, series: Series) -> StoredView | None:
+        facts = await self._store.facts(series)
+        return None if facts is None else StoredView(self._store, self._archive, series, facts)
+
+    def _is_fresh(self, series: Series, known: _Known) -> bool:
+        mark = self._store.change_mark()
+        if mark is not None or known.mark is not None:
+            return mark == known.mark
+        lifetime = self._times.milliseconds(VERSION_KIND)
+        return known.told == self._told_of(series) and 0 <= self._clock.now_ms() - known.at < lifetime
+
+    def _servable(self, series: Series) -> bool:
+        """While the database does not answer: whether what was so a while ago may still be served."""
+        known = self._entries.get(("series", series))
+        lifetime = self._times.milliseconds(CANDLES_KIND)
+        return isinstance(known, _Known) and 0 <= self._clock.now_ms() - known.at < lifetime
+
+    def _now(self, series: Series) -> tuple[int | None, int, int, int]:
+        """What goes with an answer that is asked for now: see :class:`_Known`."""
+        return self._store.change_mark(), self._clock.now_ms(), self._told_of(series), self._turn
+
+    def _told_of(self, series: Series) -> int:
+        return self._told.get(series, 0) + self._all_told
+
+    def _control_fresh(self) -> bool:
+        mark = self._store.change_mark()
+        if mark is not None:
+            return mark == self._control_mark
+        return 0 <= self._clock.now_ms() - self._control_at < self._times.milliseconds(VERSION_KIND)
+
+    async def _look_at_control(self) -> None:
+        try:
+            await self._versions([])
+        except (StoreUnavailable, StoreBusy):
+            # What holds is not to be learnt now; the candles are served as long as they may.
+            log.warning("the safety state cannot be read", exc_info=True)
+
+    async def _refresh(self, series: Sequence[Series], turn: int) -> None:
+        for _ in range(2):
+            # A load that was under way when we came may have begun before what we must see: then once more.
+            await asyncio.gather(*(self._flight.run(one, partial(self._learn, one)) for one in series))
+            series = [one for one in series if not self._answers(one, turn)]
+            if not series:
+                return
+
+    def _answers(self, series: Series, turn: int) -> bool:
+        known = self._entries.get(("series", series))
+        return isinstance(known, _Known) and known.turn >= turn
+
+    async def _versions(self, series: Sequence[Series]) -> dict[Series, SeriesVersion]:
+        mark, at = self._store.change_mark(), self._clock.now_ms()
+        found, control = await self._check.of(series)
+        self._control_mark, self._control_at = mark, at
+        if control != self.control:
+            self._switch(control)
+        return found
+
+    def _switch(self, control: Control) -> None:
+        self.control = control
+        self._times.operating = control.operating
+        self._entries.frozen = not control.safety.writes
+        if self._disk is not None:
+            self._disk.frozen = not control.safety.writes
+        if not control.safety.reads_cache:
+            self._entries.frozen = False
+            self._entries.clear()
+            self._entries.frozen = True
+            if self._disk is not None:
+                self._disk.drop()
+        self._on_control(control)
+
+    async def _learn(self, series: Series) -> None:
+        """Bring what is held of a series to what the database says now."""
+        now = self._now(series)
+        version = (await self._versions([series])).get(series)
+        if version is None:
+            self._keep(series, _Known(None, *now))
+            return
+        known = self._entries.get(("series", series))
+        before = known.held if isinstance(known, _Known) else None
+        if before is not None and isinstance(known, _Known):
+            if now[0] is None and version.revision < before.revision:
+                behind = now[1] if known.behind_since is None else known.behind_since
+                if now[1] - behind < _LONGEST_LAG_MS:
+                    self._keep(series, _Known(before, *now, behind))
+                    return
+            same = (version.revision, version.origin_ms) == (before.revision, before.facts.origin_ms)
+            after = before if same else await self._advanced(before)
+            if after is not None:
+                self._keep(series, _Known(after, *now))
+                return
+        delta = await self._store.delta(series, since=-1, after_ms=LATEST_MS, limit=0)
+        self._keep(series, _Known(None if delta is None else HeldSeries.read(series, delta), *now))
+
+    async def _advanced(self, held: HeldSeries) -> HeldSeries | None:
+        """The same series at the newest revision; None if it has to be read anew."""
+        for _ in range(_TRIES):
+            after = LATEST_MS if held.tail is None else held.tail.last
+            delta = await self._store.delta(held.series, since=held.revision, after_ms=after, limit=_MOST_NEW_ROWS)
+            if delta is None or delta.facts.revision < held.revision:
+                return None
+            held = held.after(delta)
+            if held.whole:
+                return held
+            held = held.repaired()
+        return replace(held, tail=None)
+
+    def _keep(self, series: Series, known: _Known) -> None:
+        before = self._entries.get(("series", series))
+        if isinstance(before, _Known) and before.held is known.held:
+            # Nothing to keep that was not kept: this is allowed while the cache is read-only, too.
+            before.mark, before.at, before.told, before.turn = known.mark, known.at, known.told, known.turn
+            before.behind_since = known.behind_since
+            return
+        size = 200 if known.held is None else known.held.bytes
+        self._entries.put(("series", series), known, size)
