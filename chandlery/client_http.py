@@ -20,6 +20,7 @@ from market.errors import (
     Retryable,
     SchemaTooNew,
     StoreBusy,
+    StoreReadOnly,
     StoreUnavailable,
     StoreUnusable,
     Terminal,
@@ -31,6 +32,7 @@ _PROBLEM = "application/problem+json"
 _ERRORS: dict[str, type[ChandleryError]] = {
     "store-busy": StoreBusy,
     "store-unavailable": StoreUnavailable,
+    "store-read-only": StoreReadOnly,
     "exchange-unavailable": ExchangeUnavailable,
     "exchange-refused": ExchangeRefused,
     "schema-too-new": SchemaTooNew,

@@ -31,6 +31,7 @@ COMMANDS = {
     "gaps": ("chandlery.commands.series:show_gaps", "List what a backfill would fetch."),
     "check": ("chandlery.commands.check:check", "Prove what is stored, and say what is wrong or missing."),
     "backtest": ("chandlery.commands.backtest:backtest", "Run a strategy over archived candles."),
+    "safety": ("chandlery.commands.safety:app", "Show or switch what may be written."),
     "db": ("chandlery.commands.db:app", "Upgrade the database, or show its state."),
     "doctor": ("chandlery.commands.doctor:doctor", "Look at versions, settings, disk, stores and an exchange."),
 }

@@ -22,6 +22,7 @@ from market.errors import (
     RateLimited,
     SchemaTooNew,
     StoreBusy,
+    StoreReadOnly,
     StoreUnavailable,
     StoreUnusable,
 )
@@ -49,6 +50,7 @@ PROBLEMS: dict[type[Exception], Problem] = {
     BadInput: Problem("bad-input", HTTPStatus.BAD_REQUEST, "Not accepted"),
     StoreBusy: Problem("store-busy", HTTPStatus.SERVICE_UNAVAILABLE, "The store is busy"),
     StoreUnavailable: Problem("store-unavailable", HTTPStatus.SERVICE_UNAVAILABLE, "The database does not answer"),
+    StoreReadOnly: Problem("store-read-only", HTTPStatus.SERVICE_UNAVAILABLE, "Writing is forbidden for now"),
     RateLimited: Problem("rate-limited", HTTPStatus.SERVICE_UNAVAILABLE, "The exchange limits our requests"),
     ExchangeUnavailable: Problem("exchange-unavailable", HTTPStatus.BAD_GATEWAY, "The exchange did not answer"),
     ExchangeRefused: Problem("exchange-refused", HTTPStatus.BAD_GATEWAY, "The exchange refused"),

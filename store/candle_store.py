@@ -204,7 +204,7 @@ class CandleStore(Protocol):
 
         Once this has returned with a safety state that forbids writing, no write of data commits any more.
 
-        :param reason: kept in the place of the one before.
+        :param reason: kept in the place of the one before; left out, that stays where `safety` is None.
         :raises BadInput: a reason that cannot be kept.
         :raises StoreBusy: a write that began before has not ended yet; the state may hold already. Call it again.
         """

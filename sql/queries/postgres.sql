@@ -385,8 +385,10 @@ ORDER BY chunk_start;
 SELECT safety, operating, reason, changed_at FROM control;
 
 -- name: set_control
--- Switch what is not null of (safety, operating), for (reason), at (instant).
-UPDATE control SET safety = coalesce($1, safety), operating = coalesce($2, operating), reason = $3, changed_at = $4
+-- Switch what is not null of (safety, operating), for (reason), at (instant). The reason of a safety state stays until
+-- that is set again, or another reason is given.
+UPDATE control SET safety = coalesce($1, safety), operating = coalesce($2, operating),
+                   reason = CASE WHEN $1 IS NULL AND $3 = '' THEN reason ELSE $3 END, changed_at = $4
 RETURNING safety, operating, reason, changed_at;
 
 -- name: have_patience_for_writers

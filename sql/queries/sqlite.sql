@@ -438,6 +438,7 @@ ORDER BY chunk_start;
 SELECT safety, operating, reason, changed_at FROM control;
 
 -- name: set_control
--- Switch what is not null.
-UPDATE control SET safety = coalesce(:safety, safety), operating = coalesce(:operating, operating), reason = :reason,
+-- Switch what is not null. The reason of a safety state stays until that is set again, or another reason is given.
+UPDATE control SET safety = coalesce(:safety, safety), operating = coalesce(:operating, operating),
+                   reason = CASE WHEN :safety IS NULL AND :reason = '' THEN reason ELSE :reason END,
                    changed_at = :now;
