@@ -16,7 +16,7 @@ from store.cache.time_to_live import TimesToLive
 
 #: The tier of values that came from another process.
 ROUTER_TIER = "router"
-#: More than this is owed as one message: everything.
+#: More keys and patterns than this are owed as one: everything.
 MOST_OWED = 1_000
 
 
@@ -56,6 +56,8 @@ class Held(NamedTuple):
     stored_at: int
     #: Its own time to live in milliseconds; None: that of its kind.
     ttl_ms: int | None
+    #: Bytes, about, as its codec says.
+    size: int
 
     def left_ms(self, now_ms: int, ttl_of_kind: int) -> int:
         """For how long it may still be served; 0 or less: not at all."""
@@ -104,10 +106,10 @@ class SharedTier:
             answers = await self.values.get(keys)
         except SharedAway:
             return self._failed(keys)
-        # Something was invalidated while we asked and could not be deleted: who knows what this is.
-        if self._owed:
-            return self._failed(keys)
         found = {}
+        # Something was invalidated while we asked and is not yet deleted: who knows what this is.
+        if self._owed:
+            answers = [None] * len(keys)
         now = self._clock.now_ms()
         for key, answer in zip(keys, answers, strict=True):
             held = None if answer is None else self._opened(key, answer)
@@ -126,7 +128,7 @@ class SharedTier:
         lasting = []
         for key, envelope in items:
             ttl = self._times.milliseconds(key.kind, now)
-            left = Held(None, envelope.stored_at, envelope.ttl_ms).left_ms(now, ttl)
+            left = Held(None, envelope.stored_at, envelope.ttl_ms, 0).left_ms(now, ttl)
             if left > 0:
                 lasting.append((key, envelope.packed(), left))
         if not lasting:
@@ -165,7 +167,7 @@ class SharedTier:
         if self.values is None:
             return
         self._owed.extend(invalidations)
-        if len(self._owed) > MOST_OWED:
+        if sum(len(one.keys) or 1 for one in self._owed) > MOST_OWED:
             self._owed = [Invalidation(sender=self._sender, everything=True)]
 
     async def settle(self) -> bool:
@@ -173,14 +175,16 @@ class SharedTier:
         if not self._owed:
             return True
         async with self._settling:
-            owed = list(self._owed)
-            try:
-                await self._deliver(owed)
-            except SharedAway:
-                return False
-            done = {id(one) for one in owed}
-            self._owed = [one for one in self._owed if id(one) not in done]
-        return not self._owed
+            # What is added meanwhile stays owed: its keys may have been written after they were deleted here.
+            while self._owed:
+                owed = list(self._owed)
+                try:
+                    await self._deliver(owed)
+                except SharedAway:
+                    return False
+                done = {id(one) for one in owed}
+                self._owed = [one for one in self._owed if id(one) not in done]
+        return True
 
     async def _deliver(self, owed: Sequence[Invalidation]) -> None:
         values = self.values
@@ -205,13 +209,14 @@ class SharedTier:
         envelope = Envelope.unpack(data)
         if envelope is None:
             return None
+        codec = self._codecs[key.kind]
         try:
-            value = self._codecs[key.kind].decode(envelope.payload)
+            value = codec.decode(envelope.payload)
         except ValueError:
             # Another release's, or damaged: as good as not there, but somebody should know.
             self._statistics.error(ROUTER_TIER, key.kind)
             return None
-        return Held(value, envelope.stored_at, envelope.ttl_ms)
+        return Held(value, envelope.stored_at, envelope.ttl_ms, codec.size(value, envelope.payload))
 
     def _failed(self, keys: Sequence[CacheKey]) -> dict[CacheKey, Held]:
         for key in keys:

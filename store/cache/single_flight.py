@@ -13,7 +13,8 @@ K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
 
 
-def _monotonic_ms() -> float:
+def monotonic_ms() -> float:
+    """Milliseconds that only go forward."""
     return time.monotonic_ns() / 1e6
 
 
@@ -56,7 +57,7 @@ class SingleFlight(Generic[K, V]):
         most_waiting: int = 1_000,
         wait_seconds: float = 5.0,
         named: Callable[[K], str] = str,
-        monotonic_ms: Callable[[], float] = _monotonic_ms,
+        monotonic_ms: Callable[[], float] = monotonic_ms,
     ) -> None:
         if most_loads < 1:
             raise BadInput("most_loads", most_loads, "at least 1")

@@ -108,8 +108,8 @@ class TimesToLive:
         for name in sorted(trading_hours.classes if trading_hours else ()):
             if name not in named:
                 raise BadInput("cache.trading_hours.classes", name, "one of: " + ", ".join(named))
-        self._classes = {TtlClass(name): _checked(str(name), value) for name, value in classes.items()}
-        self._kinds = {name: _checked(name, value) for name, value in kinds.items()}
+        self._classes = {TtlClass(name): check_ttl(value, f"cache.ttl.{name}") for name, value in classes.items()}
+        self._kinds = {name: check_ttl(value, f"cache.ttl.{name}") for name, value in kinds.items()}
         self._trading_hours = trading_hours
         self._by_state = {state: self._times(state) for state in OperatingState}
         #: Which state is in force; may be set at any time.
@@ -144,8 +144,23 @@ class TimesToLive:
         return min(own, said) if said < DEFAULTS[name] else max(own, said)
 
 
-def _checked(name: str, milliseconds: object) -> int:
+def check_ttl(milliseconds: object, field: str) -> int:
+    """`milliseconds` if a value may live that long; raises BadInput naming `field`."""
     accepted = f"whole milliseconds from 1 to {LONGEST_MS} (one day)"
     if isinstance(milliseconds, bool) or not isinstance(milliseconds, int) or not 1 <= milliseconds <= LONGEST_MS:
-        raise BadInput(f"cache.ttl.{name}", milliseconds, accepted)
+        raise BadInput(field, milliseconds, accepted)
     return milliseconds
+
+
+def parsed_times(text: str, field: str) -> dict[str, int]:
+    """``price=100, ticker=250`` as milliseconds by class or kind.
+
+    :raises BadInput: naming `field`.
+    """
+    found: dict[str, int] = {}
+    for part in filter(None, (one.strip() for one in text.split(","))):
+        name, _, milliseconds = (one.strip() for one in part.partition("="))
+        if not name or not (milliseconds.isascii() and milliseconds.isdigit()):
+            raise BadInput(field, part, "name=milliseconds, separated by commas, as in price=100,ticker=250")
+        found[name] = int(milliseconds)
+    return found
