@@ -21,9 +21,12 @@ from pydantic_settings import (
 from market.channel import Channel
 from market.errors import BadInput
 from store.bus.address import BusUrl
+from store.cache.time_to_live import TimesToLive, TtlClass, parsed_times
+from store.cache.trading_hours import TradingHours
 from store.postgres.address import DatabaseUrl, masked
 from store.postgres.maintenance_rules import MaintenanceRules
 from store.postgres.mode import Mode
+from store.redis.address import RedisUrl
 from store.sqlite.store import DATABASE_NAME
 
 FILE = "chandlery.toml"
@@ -112,6 +115,32 @@ class Settings(BaseSettings):
     metrics_port: int | None = Field(
         None, ge=0, le=65_535, description="Port on 127.0.0.1 for Prometheus metrics of `ingest`; by default none."
     )
+    cache_memory_bytes: int = Field(
+        256 << 20, ge=0, le=1 << 44, description="Bytes of candles and answers kept in the memory of each process."
+    )
+    cache_disk_bytes: int = Field(
+        4 << 30, ge=0, le=1 << 50, description="Bytes of the disk cache, shared by all processes; 0 for none."
+    )
+    cache_path: Path | None = Field(None, description="Folder of the disk cache; by default cache in the home.")
+    cache_ttl: Annotated[dict[str, int], NoDecode] = Field(
+        default_factory=dict,
+        description="Milliseconds for which values may be served without asking again, by class or kind: "
+        "`price=100,order_book=50`.",
+    )
+    cache_trading_hours: str | None = Field(
+        None,
+        description="Windows in UTC outside of which prices may be ten times as old: `mon-fri 08:00-17:00`; "
+        "by default the market never closes.",
+    )
+    cache_preload: int = Field(
+        50, ge=0, le=10_000, description="Series, those read most before, that are read ahead at the start."
+    )
+    redis_url: str | None = Field(
+        None,
+        repr=False,
+        description="Where processes share what is live: `redis://host:6379/0` or "
+        "`redis+cluster://host:6379,host2:6379`; by default nowhere.",
+    )
     concurrency: int = Field(4, ge=1, le=64, description="Series that a backfill fetches at once.")
     log_level: str = Field("warning", description="`debug`, `info`, `warning` or `error`; logs go to stderr.")
 
@@ -163,6 +192,31 @@ class Settings(BaseSettings):
         BusUrl.parse(value, _named("bus_url"))
         return value
 
+    @field_validator("redis_url")
+    @classmethod
+    def _redis(cls, value: str | None) -> str | None:
+        if value is not None:
+            RedisUrl.parse(value, _named("redis_url"))
+        return value
+
+    @field_validator("cache_ttl", mode="before")
+    @classmethod
+    def _ttl(cls, value: object) -> object:
+        named = _named("cache_ttl")
+        times = parsed_times(value, named) if isinstance(value, str) else value
+        if not isinstance(times, dict):
+            raise ValueError("name=milliseconds, several separated by commas, as in price=100,ticker=250")
+        classes = {name: one for name, one in times.items() if name in list(TtlClass)}
+        TimesToLive(classes, {name: one for name, one in times.items() if name not in classes})
+        return times
+
+    @field_validator("cache_trading_hours")
+    @classmethod
+    def _hours(cls, value: str | None) -> str | None:
+        if value is not None:
+            TradingHours(value, field=_named("cache_trading_hours"))
+        return value
+
     @field_validator("archive_url")
     @classmethod
     def _archive(cls, value: str | None) -> str | None:
@@ -195,6 +249,19 @@ class Settings(BaseSettings):
         if self.database_url is None or is_sqlite(self.database_url):
             return None
         return DatabaseUrl.parse(self.database_url)
+
+    @property
+    def cache_folder(self) -> Path:
+        """Where the disk cache is."""
+        return self.home / "cache" if self.cache_path is None else self.cache_path
+
+    @property
+    def times_to_live(self) -> TimesToLive:
+        """How long values may be served without asking again."""
+        classes = {name: one for name, one in self.cache_ttl.items() if name in list(TtlClass)}
+        kinds = {name: one for name, one in self.cache_ttl.items() if name not in classes}
+        hours = self.cache_trading_hours
+        return TimesToLive(classes, kinds, trading_hours=None if hours is None else TradingHours(hours))
 
     @property
     def limits_folder(self) -> Path:

@@ -12,6 +12,7 @@ from typing import Protocol
 
 from chandlery.output import remark
 from chandlery.settings import Settings, is_sqlite, sqlite_path
+from chandlery.tiers import opened_tiers
 from market.clock import SystemClock
 from market.errors import BadInput
 from store.archive.archive import Archive
@@ -97,14 +98,14 @@ async def opened_market_data(settings: Settings) -> AsyncIterator[MarketData]:
 @contextlib.asynccontextmanager
 async def served_market_data(settings: Settings) -> AsyncIterator[MarketData]:
     """The read interface for a service: makes the SQLite file of a new home, leaves other databases as they are."""
-    if settings.postgres_url is not None:
-        async with opened_market_data(settings) as market_data:
-            yield market_data
-        return
     folder = settings.database_path.parent
     writable = os.access(folder if folder.exists() else _nearest(folder), os.W_OK)
-    async with opened_store(settings, read_only=not writable) as store:
-        yield MarketData(store, LiveCandles(CLOCK), CLOCK, archive(settings))
+    read_only = settings.postgres_url is not None or not writable
+    async with (
+        opened_store(settings, read_only=read_only) as store,
+        opened_tiers(settings, store, archive(settings), CLOCK) as views,
+    ):
+        yield MarketData(store, LiveCandles(CLOCK), CLOCK, archive(settings), views)
 
 
 def holding(settings: Settings, what: str) -> contextlib.AbstractContextManager[None]:

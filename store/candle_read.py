@@ -28,7 +28,7 @@ Forming = Callable[[Series], Awaitable[tuple[pa.Table, int] | None]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class CandleQuery:
+class CandleRequest:
     """What is asked of one series; see :meth:`store.market_data.MarketData.candles`."""
 
     start_ms: int | None = None
@@ -80,7 +80,7 @@ class CandleRead:
         """From the first to the last instant anything is known of."""
         return self._kept.known
 
-    async def answer(self, query: CandleQuery) -> CandleAnswer:
+    async def answer(self, query: CandleRequest) -> CandleAnswer:
         """What was asked for.
 
         :raises Moved: a view has changed: read again from new ones.
@@ -128,7 +128,7 @@ class CandleRead:
         own = outside(await kept.native.coverage(interval), minutes)
         return sorted([*ledger, *own], key=lambda one: one.interval)
 
-    def _asked(self, query: CandleQuery) -> Interval:
+    def _asked(self, query: CandleRequest) -> Interval:
         """The interval with its defaults filled in."""
         whole, start = self._kept.known, query.start_ms
         if start is None:

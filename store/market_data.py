@@ -21,7 +21,7 @@ from market.interval import Interval, IntervalSet
 from market.timeframe import ONE_MINUTE
 from store.answer import CandleAnswer, SeriesInfo
 from store.archive.archive import Archive
-from store.candle_read import CandleQuery, CandleRead, Kept, open_gaps
+from store.candle_read import CandleRequest, CandleRead, Kept, open_gaps
 from store.candle_store import DATABASE_TIER, CandleStore
 from store.live import LiveCandles
 from store.tiers.sealed import farthest
@@ -93,7 +93,7 @@ class MarketData:
         """
         if limit is not None and limit < 1:
             raise BadInput("limit", limit, "a whole number above 0")
-        query = CandleQuery(
+        query = CandleRequest(
             start_ms=start_ms, end_ms=end_ms, limit=limit, as_of_ms=as_of_ms, include_forming=include_forming
         )
         answer, anew = await self._read(series, lambda read: read.answer(query))

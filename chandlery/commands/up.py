@@ -22,6 +22,7 @@ from chandlery.output import remark
 from chandlery.progress import backfill_bar
 from chandlery.settings import SIMULATED, Settings
 from chandlery.status_file import STATUS_NAME
+from chandlery.tiers import opened_tiers
 from chandlery.wiring import CLOCK, archive, holding, opened_store
 from exchange.budget import Purpose
 from exchange.simulator.server import SimulatorConfig, running_simulator
@@ -128,7 +129,8 @@ async def _run(plan: Plan, demo: bool) -> bool:
         async with contextlib.AsyncExitStack() as stack:
             store = await stack.enter_async_context(opened_store(settings))
             memory = LiveMarket(CLOCK)
-            market_data = MarketData(store, memory.candles, CLOCK, archive(settings))
+            views = await stack.enter_async_context(opened_tiers(settings, store, archive(settings), CLOCK))
+            market_data = MarketData(store, memory.candles, CLOCK, archive(settings), views)
             ready: asyncio.Future[str] = asyncio.get_running_loop().create_future()
             app = create_app(lambda: _shared(market_data), archive(settings))
             # The service comes first: a port in use is known before anything is fetched, and what is stored

@@ -22,7 +22,7 @@ from market.errors import BadInput, Mismatch
 from market.instrument import Series
 from store.cache.statistics import TierStatistics
 from store.tiers.disk_file import ChunkName, check_seal, encode, mapped, revision_of
-from store.tiers.disk_folder import DiskFolder, Found, delete, opened, write
+from store.tiers.disk_folder import DiskFolder, Found, delete, opened, room_of, write
 
 __all__ = ["ChunkName", "DiskCounts", "DiskTier", "Swept"]
 
@@ -114,10 +114,12 @@ class DiskTier:
         self._statistics = statistics
         self._clock = clock
         self._lock = threading.Lock()
-        #: At the last look, and what this process has put since.
+        #: At the last look, and what this process has put since. Never less than that, also where a thread puts
+        #: while another looks.
         self._files = self._bytes = 0
-        #: Put by this process since the last look; None before the first.
-        self._since: int | None = None
+        #: Bytes put by this process, ever, and before the last look; None before the first.
+        self._written = 0
+        self._looked: int | None = None
         #: Of puts that are under way.
         self._reserved = 0
         #: What the statistics were told.
@@ -209,7 +211,7 @@ class DiskTier:
             pieces = encode(name, table)
         except Mismatch as error:
             return self._refused("a chunk is not what its name says", error=str(error))
-        size = sum(len(piece) for piece in pieces)
+        size = room_of(sum(len(piece) for piece in pieces))
         try:
             self._folder.make()
             if not self._reserve(size):
@@ -239,7 +241,7 @@ class DiskTier:
         with self._lock:
             self._files += 1
             self._bytes += size
-            self._since = (self._since or 0) + size
+            self._written += size
             self.counts.put += 1
             self._tell()
         return True
@@ -267,7 +269,8 @@ class DiskTier:
         if size > self._limit:
             return self._refused("a chunk is larger than the disk cache", bytes=size)
         with self._lock:
-            due = self._since is None or self._since + size > self._limit // 64 or not self._fits(size)
+            since = None if self._looked is None else self._written - self._looked
+            due = since is None or since + size > self._limit // 64 or not self._fits(size)
         if due:
             self._look(size, 0, evict=True)
         with self._lock:
@@ -309,6 +312,8 @@ class DiskTier:
 
         :raises OSError: the folder cannot be read.
         """
+        with self._lock:
+            before = self._written
         try:
             with self._folder.evicting() as mine:
                 found = self._folder.scan()
@@ -323,7 +328,8 @@ class DiskTier:
         with self._lock:
             self._files = len(found) - len(evicted)
             self._bytes = sum(one.room for one in found) - sum(one.room for one in evicted)
-            self._since = 0
+            self._bytes += self._written - before
+            self._looked = before
             self.counts.leftovers += len(leftovers)
             self._tell()
         if evicted:

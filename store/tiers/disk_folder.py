@@ -204,6 +204,11 @@ def lock(descriptor: int) -> bool:
     return True
 
 
+def room_of(size: int) -> int:
+    """Bytes that a file of this size takes on the disk."""
+    return -(-size // _BLOCK) * _BLOCK
+
+
 def _remove_folder(name: str, folder: int) -> bool:
     try:
         os.rmdir(name, dir_fd=folder)
@@ -232,8 +237,7 @@ def _scan(folder: int, folders: tuple[str, ...], found: list[Found]) -> None:
                     _scan(below, (*folders, name), found)
             else:
                 said = entry.stat(follow_symlinks=False)
-                room = -(-said.st_size // _BLOCK) * _BLOCK
-                found.append(Found(folders, name, room, said.st_mtime_ns))
+                found.append(Found(folders, name, room_of(said.st_size), said.st_mtime_ns))
 
 
 def _clear(folder: int, depth: int) -> int:

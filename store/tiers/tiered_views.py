@@ -8,6 +8,7 @@ was last asked longer ago than a value of kind ``candle_version`` may live.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -27,6 +28,7 @@ from store.control import Control
 from store.merge import chunk_start
 from store.tiers.derived import DerivedCandles
 from store.tiers.disk import DiskTier
+from store.tiers.frequent import FrequentSeries
 from store.tiers.held_series import HeldSeries
 from store.tiers.held_view import HeldView
 from store.tiers.sealed import SealedPeriods
@@ -86,6 +88,7 @@ class TieredViews:
         times: TimesToLive,
         statistics: TierStatistics,
         falls_back: bool = False,
+        frequent: FrequentSeries | None = None,
         on_control: Callable[[Control], None] = lambda control: None,
     ) -> None:
         self._store = store
@@ -96,6 +99,7 @@ class TieredViews:
         self._times = times
         self._statistics = statistics
         self._falls_back = falls_back
+        self._frequent = frequent
         self._on_control = on_control
         self._check = VersionCheck(store.versions)
         # A batch of many series is one question: nobody is turned away here.
@@ -113,6 +117,9 @@ class TieredViews:
         """See :class:`store.tiers.view.SeriesViews`."""
         self._turn += 1
         turn = self._turn
+        if self._frequent is not None:
+            for one in series:
+                self._frequent.count(one)
         if not self.control.safety.reads_cache and not self._control_fresh():
             await self._look_at_control()
         if self.control.safety.reads_cache:
@@ -135,6 +142,21 @@ class TieredViews:
         """Whether what is held of `series` may be served without asking the database."""
         known = self._entries.get(("series", series))
         return isinstance(known, _Known) and self._is_fresh(series, known)
+
+    async def look(self) -> None:
+        """See what an operator has switched, if nobody has looked for a while."""
+        if not self._control_fresh():
+            await self._look_at_control()
+
+    async def read_ahead(self, series: Series, rows: int) -> None:
+        """Have the newest rows of a series in memory before somebody asks for them."""
+        for _ in range(_TRIES):
+            (view,) = await self.of([series])
+            if view is None or view.facts.known is None:
+                return
+            with contextlib.suppress(Moved):
+                await view.page(view.facts.known, limit=rows, newest=True)
+                return
 
     def tell(self, series: Series | None = None) -> None:
         """A series has changed, or any may have: ask the database before it is served again."""
@@ -207,13 +229,13 @@ class TieredViews:
         mark = self._store.change_mark()
         if mark is not None or known.mark is not None:
             return mark == known.mark
-        lifetime = self._times.milliseconds(VERSION_KIND)
+        lifetime = self._times.milliseconds(VERSION_KIND, self._clock.now_ms())
         return known.told == self._told_of(series) and 0 <= self._clock.now_ms() - known.at < lifetime
 
     def _servable(self, series: Series) -> bool:
         """While the database does not answer: whether what was so a while ago may still be served."""
         known = self._entries.get(("series", series))
-        lifetime = self._times.milliseconds(CANDLES_KIND)
+        lifetime = self._times.milliseconds(CANDLES_KIND, self._clock.now_ms())
         return isinstance(known, _Known) and 0 <= self._clock.now_ms() - known.at < lifetime
 
     def _now(self, series: Series) -> tuple[int | None, int, int, int]:
@@ -227,7 +249,11 @@ class TieredViews:
         mark = self._store.change_mark()
         if mark is not None:
             return mark == self._control_mark
-        return 0 <= self._clock.now_ms() - self._control_at < self._times.milliseconds(VERSION_KIND)
+        return (
+            0
+            <= self._clock.now_ms() - self._control_at
+            < self._times.milliseconds(VERSION_KIND, self._clock.now_ms())
+        )
 
     async def _look_at_control(self) -> None:
         try:

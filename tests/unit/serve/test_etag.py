@@ -11,6 +11,7 @@ from serve.candle_query import CandleQuery
 from serve.candles import _etag
 from serve.formats import Format
 from store.answer import CandleAnswer
+from tests.support.made_candles import made
 
 BTC = Series("binance", "BTC/USDT", ONE_MINUTE)
 QUERY = CandleQuery(
@@ -30,10 +31,9 @@ def tag(*missing: int) -> str:
     answer = CandleAnswer(
         series=BTC,
         interval=Interval(0, 1),
-        table=pa.table({"open_time": list(range(len(missing))), "missing": pa.array(missing, pa.int32())}),
+        table=made(range(len(missing))).append_column("missing", pa.array(missing, pa.int32())),
         coverage=(),
         gaps=IntervalSet(),
-        fingerprint="same",
         next_start=None,
         tier="database",
     )
