@@ -6,9 +6,10 @@ import asyncio
 import contextlib
 import os
 from collections.abc import AsyncIterator, Callable, Mapping
-from dataclasses import dataclass
+from contextlib import AbstractAsyncContextManager
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
 from prometheus_client import CollectorRegistry, start_http_server
@@ -32,6 +33,11 @@ from store.bus.opening import opened_bus
 from store.files import UNFINISHED
 from store.live_market import LiveMarket
 
+# The driver of Redis is an extra of the package: these modules need it.
+if TYPE_CHECKING:
+    from store.redis.connection import RedisConnection
+    from store.redis.live_writer import RedisLiveWriter
+
 _STATUS_SECONDS = 1.0
 
 
@@ -54,6 +60,8 @@ class OpenedFeed:
 
     feed: Feed
     writer: Writer
+    #: Writes what is live to Redis; None where no other process is to see it.
+    live_writer: RedisLiveWriter | None = None
 
     async def run(self, status_file: Path) -> None:
         """Run until cancelled, and keep saying how it fares."""
@@ -67,6 +75,8 @@ class OpenedFeed:
     async def _say(self, file: Path) -> None:
         while True:
             body = {"pid": os.getpid(), **self.feed.status(self.writer).as_json()}
+            if self.live_writer is not None:
+                body["redis"] = asdict(self.live_writer.status)
             # A full disk must not end what is kept in a database elsewhere.
             with contextlib.suppress(OSError):
                 _replace(file, orjson.dumps(body))
@@ -81,10 +91,14 @@ async def opened_feed(
     memory: LiveMarket,
     on_status: Callable[[LiveStatus], None] | None = None,
     on_durable: OnDurable | None = None,
+    connection: RedisConnection | None = None,
+    cache_writable: Callable[[], bool] = lambda: True,
 ) -> AsyncIterator[OpenedFeed]:
     """A feed, ready to run; what its writer holds is made durable at the end.
 
     :param on_durable: told of every batch of the streams that became durable.
+    :param connection: the Redis through which other processes see what is live; None for no others.
+    :param cache_writable: whether the safety state lets it be written; asked often.
     :raises StoreUnusable: on leaving, where neither the store nor the journal can be written.
     """
     registry = CollectorRegistry()
@@ -93,6 +107,9 @@ async def opened_feed(
             opened_exchange(plan.exchange, plan.url, settings.limits_folder, Purpose.LIVE)
         )
         bus = await stack.enter_async_context(opened_bus(settings.bus_url))
+        live_writer = None
+        if connection is not None:
+            live_writer = await stack.enter_async_context(_live_writer(connection, memory, cache_writable))
         feed = Feed(
             history,
             _streams(plan) if settings.streams else None,
@@ -119,7 +136,16 @@ async def opened_feed(
         )
         if settings.metrics_port is not None:
             stack.callback(_stop, *_metrics(settings.metrics_port, registry))
-        yield OpenedFeed(feed, writer)
+        yield OpenedFeed(feed, writer, live_writer)
+
+
+def _live_writer(
+    connection: RedisConnection, memory: LiveMarket, writable: Callable[[], bool]
+) -> AbstractAsyncContextManager[RedisLiveWriter]:
+    # The driver is an extra of the package: whoever has a connection has it.
+    from store.redis.live_writer import RedisLiveWriter  # noqa: PLC0415 - see above
+
+    return RedisLiveWriter.opened(connection, memory, CLOCK, allowed=writable)
 
 
 def _replace(file: Path, body: bytes) -> None:

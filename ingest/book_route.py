@@ -28,6 +28,7 @@ from market.channel import Topic
 from market.clock import Clock
 from market.errors import BadInput, ChandleryError, ExchangeRefused, RateLimited
 from market.order_book import BookMark, BookState, OrderBook, ignore_mark
+from store.live_books import BookEdition
 
 log = structlog.get_logger(__name__)
 
@@ -41,6 +42,7 @@ class BookRoute:
     :param ask: asks for a REST snapshot; None where the exchange has none that goes with its stream.
     :param on_top: told of the best levels while the book is LIVE. Returns at once and never raises.
     :param mark: told of each change of state of the book that the stream builds, for those who record it.
+    :param taken: told of each change that went into that book, for those who keep another by it.
     :param report: told when the exchange refuses a snapshot for good.
     """
 
@@ -54,6 +56,7 @@ class BookRoute:
         ask: AskSnapshot | None = None,
         on_top: Callable[[BookSnapshot], None] | None = None,
         mark: Callable[[BookMark], None] = ignore_mark,
+        taken: Callable[[BookChange], None] | None = None,
         report: Callable[[ChandleryError], None] | None = None,
         rules: BookRules | None = None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
@@ -78,6 +81,7 @@ class BookRoute:
             snapshot_levels=rules.levels if self._from_rest else None,
             checksum=stream.book_checksum,
             mark=self._marked,
+            taken=taken,
         )
         now = clock.now_ms()
         self._connected_at: int | None = None
@@ -228,6 +232,13 @@ class BookRoute:
         if state is not BookState.LIVE or self._polled is None:
             return None
         return self._polled._replace(bids=self._polled.bids[:levels], asks=self._polled.asks[:levels])
+
+    def edition(self) -> BookEdition | None:
+        """What :meth:`top` shows, for those who keep the same by its changes; None where nothing may be served."""
+        if self._book.state is BookState.LIVE:
+            return BookEdition(self._book.bases, True, *self._book.bounds)
+        state, _ = self._stand(self._clock.now_ms())
+        return BookEdition(self._polls, False) if state is BookState.LIVE else None
 
     def why(self) -> str:
         """The state, and why, in words."""

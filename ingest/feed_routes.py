@@ -29,7 +29,7 @@ from market.channel import Channel, Topic
 from market.clock import Clock
 from market.errors import BadInput, ExchangeRefused, Mismatch, Retryable
 from market.instrument import Instrument, Series
-from market.order_book import BookMark
+from market.order_book import BookMark, BookState
 from market.timeframe import Timeframe
 from market.trade import Trade
 from store.live_market import LiveMarket
@@ -137,6 +137,8 @@ class FeedRoutes:
         )
         self.built[symbol] = built
         sinks = [self._memory.trades.sink(exchange, symbol), built.add, *self._outlet(topic)]
+        if self._memory.changes is not None:
+            sinks.append(self._memory.changes.trade_sink(exchange, symbol))
         dense = client.rules.dense_trade_ids
         stored: list[Trade] = []
         if self._rules.record_trades:
@@ -197,12 +199,15 @@ class FeedRoutes:
     def _ticker_route(self, router: Router, instrument: Instrument) -> TickerRoute:
         exchange, symbol = self._history.exchange, instrument.symbol
         topic = Topic(Channel.TICKERS, symbol)
+        sinks = [self._memory.tickers.sink(exchange, symbol), *self._outlet(topic)]
+        if self._memory.changes is not None:
+            sinks.append(self._memory.changes.ticker_sink(exchange, symbol))
         return TickerRoute(
             topic,
             self._history,
             self._local,
             router.spawn,
-            sinks=(self._memory.tickers.sink(exchange, symbol), *self._outlet(topic)),
+            sinks=tuple(sinks),
             silence=self._rules.silence,
         )
 
@@ -210,6 +215,7 @@ class FeedRoutes:
         exchange, symbol = self._history.exchange, instrument.symbol
         topic = Topic(Channel.ORDER_BOOKS, symbol)
         outlets = self._outlet(topic)
+        changes = self._memory.changes
         route = BookRoute(
             topic,
             client.rules,
@@ -218,15 +224,20 @@ class FeedRoutes:
             ask=self._history.order_book,
             on_top=outlets[0] if outlets else None,
             mark=partial(self._marked, topic),
+            taken=None if changes is None else changes.book_sink(exchange, symbol),
             rules=self._book_rules,
             sleep=self._sleep,
         )
         self._memory.order_books.put(exchange, symbol, route)
+        if changes is not None:
+            changes.follow(exchange, symbol, route)
         self.books[symbol] = route
         return route
 
     def _marked(self, topic: Topic, mark: BookMark) -> None:
         """An order book has changed its state: whoever records it must not join what is before and after."""
+        if self._memory.changes is not None and mark.state is not BookState.LIVE:
+            self._memory.changes.urgent.set()
         log.info(
             "order book",
             exchange=self._history.exchange,

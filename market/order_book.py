@@ -71,6 +71,7 @@ class OrderBook:
     :param checksum: over the best `checksum_levels` of both sides; messages with a checksum are held against it.
     :param most_kept: changes kept while waiting for a snapshot. When full, all are dropped and it starts over.
     :param mark: told of each change of state and each new start, at once; never raises.
+    :param taken: told of each change that went into the levels, LIVE or not; never raises.
     """
 
     def __init__(
@@ -83,6 +84,7 @@ class OrderBook:
         checksum_levels: int = 25,
         most_kept: int = MOST_KEPT,
         mark: Callable[[BookMark], None] = ignore_mark,
+        taken: Callable[[BookChange], None] | None = None,
     ) -> None:
         if chain is BookChain.CONNECTION and start is BookStart.REST:
             raise BadInput("chain", str(chain), "numbered changes: without them a REST snapshot has no place")
@@ -93,6 +95,7 @@ class OrderBook:
         self._checksum_levels = checksum_levels
         self._most_kept = most_kept
         self._mark = mark
+        self._taken = taken
         self._kept: deque[BookChange] = deque()
         self._bids, self._asks = Bids(), Asks()
         #: Levels stand on a snapshot and every change since.
@@ -115,6 +118,8 @@ class OrderBook:
         self.ignored = 0
         #: Snapshots that could not be used.
         self.refused = 0
+        #: Times the levels were put down anew. While it stays the same, they differ by the changes `taken` only.
+        self.bases = 0
 
     @property
     def wants_snapshot(self) -> bool:
@@ -130,6 +135,11 @@ class OrderBook:
     def thin(self) -> bool:
         """Whether the market has moved so far that what is known beside the best price runs out."""
         return self._bids.thin or self._asks.thin
+
+    @property
+    def bounds(self) -> tuple[float | None, float | None]:
+        """Levels worse than these prices (bid, ask) may be missing; None where all are known."""
+        return self._bids.bound, self._asks.bound
 
     @property
     def best_bid(self) -> float | None:
@@ -244,10 +254,12 @@ class OrderBook:
         if {self.state, other.state} != {BookState.LIVE} or other.last_id != self.last_id:
             raise BadInput("other", other.last_id, f"a LIVE book at change {self.last_id}, as this one is")
         self._bids, self._asks = other._bids, other._asks
+        self.bases += 1
 
     def _take_over(self, snapshot: BookSnapshot) -> None:
         cut = self._snapshot_levels
         self._bids, self._asks = Bids(snapshot.bids, cut), Asks(snapshot.asks, cut)
+        self.bases += 1
         if self._checksum is not None and snapshot.bid_texts is not None and snapshot.ask_texts is not None:
             self._bids.write_down(snapshot.bids, snapshot.bid_texts)
             self._asks.write_down(snapshot.asks, snapshot.ask_texts)
@@ -264,6 +276,8 @@ class OrderBook:
         self.last_id = change.last_id
         self._after_snapshot = False
         self._tell_time(change)
+        if self._taken is not None:
+            self._taken(change)
 
     def _tell_time(self, message: BookSnapshot | BookChange) -> None:
         if message.event_time is not None:
@@ -348,6 +362,7 @@ class OrderBook:
 
     def _drop_levels(self) -> None:
         self._bids, self._asks = Bids(), Asks()
+        self.bases += 1
         self._based = self._after_snapshot = False
         self.last_id = 0
 

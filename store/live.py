@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pyarrow as pa
 
+from market.candle_row import plain_rows
 from market.candle_update import CandleUpdate
 from market.clock import Clock
 from market.instrument import Series
@@ -21,18 +22,38 @@ class LiveCandles:
         self._lifetime_ms = lifetime_ms
         # The candle (a row, or as a stream sent it), exchange time, our time.
         self._held: dict[Series, tuple[pa.Table | CandleUpdate, int, int]] = {}
+        self._heard_of: dict[Series, None] | None = None
 
     def put(self, series: Series, row: pa.Table, exchange_now_ms: int) -> None:
         """Hold `row` (one row, candle schema) as the forming candle at that exchange time."""
         held = self._held.get(series)
         if held is None or exchange_now_ms >= held[1]:
             self._held[series] = (row, exchange_now_ms, self._clock.now_ms())
+            if self._heard_of is not None:
+                self._heard_of[series] = None
 
     def heard(self, series: Series, update: CandleUpdate) -> None:
         """Hold what a stream says of the forming candle."""
         held = self._held.get(series)
         if held is None or update.event_time >= held[1]:
             self._held[series] = (update, update.event_time, update.received_at)
+            if self._heard_of is not None:
+                self._heard_of[series] = None
+
+    def tell(self, heard_of: dict[Series, None]) -> None:
+        """From now on, put every series that is heard of into `heard_of`; whoever reads it empties it."""
+        self._heard_of = heard_of
+
+    def update(self, series: Series) -> CandleUpdate | None:
+        """The forming candle as a plain tuple, which costs a fraction of a table; None as :meth:`get`."""
+        held = self._held.get(series)
+        if held is None or self._clock.now_ms() - held[2] > self._lifetime_ms:
+            return None
+        candle, event_time, received_at = held
+        if isinstance(candle, CandleUpdate):
+            return candle
+        (row,) = plain_rows(candle)
+        return CandleUpdate(*row, closed=False, event_time=event_time, received_at=received_at)
 
     def get(self, series: Series) -> tuple[pa.Table, int] | None:
         """The forming candle and when we received it (epoch milliseconds of our clock), or None."""

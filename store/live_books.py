@@ -20,12 +20,34 @@ class BookSource(Protocol):
         ...
 
 
+class BookEdition(NamedTuple):
+    """Which levels a book shows, for those who keep the same elsewhere. Equal ones differ by changes only."""
+
+    #: Another one whenever the levels were put down anew.
+    number: int
+    #: Whether changes go into it; else it stays as it is until the next.
+    changes: bool
+    #: Levels worse than these prices may be missing, and are not shown; None where all are known.
+    bid_bound: float | None = None
+    ask_bound: float | None = None
+
+
+class FollowedBook(BookSource, Protocol):
+    """A book that can be kept elsewhere by its changes."""
+
+    def edition(self) -> BookEdition | None:
+        """What :meth:`top` shows; None unless the book is LIVE."""
+        ...
+
+
 class LiveBook(NamedTuple):
     """An order book, and how old it is."""
 
     book: BookSnapshot
     #: Since the last message in it was received, milliseconds of our clock.
     age_ms: int
+    #: ``router``; ``memory`` where a copy in this process answered.
+    tier: str = "router"
 
 
 class LiveBooks:

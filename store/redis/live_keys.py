@@ -1,21 +1,18 @@
-"""Names of live data in Redis."""
+"""Names of live data in Redis, beside those of cached values and never the same."""
 
 from __future__ import annotations
 
-from urllib.parse import quote
+from store.cache.key import CacheKey
+from store.redis.keys import PREFIX, tag
 
-_SAFE = "/-_.~+@=,"
-#: Counts up when what is written changes its form: values of another version have other names.
-_VERSION = 1
+_LIVE = "live"
 
 
 def live_key(exchange: str, symbol: str, *parts: str) -> str:
-    """``chandlery:1:{binance|BTC/USDT}:ticker``. The braces keep all keys of one symbol in one slot of a cluster."""
-    named = ":".join(quote(part, safe=_SAFE) for part in parts)
-    return f"chandlery:{_VERSION}:{{{quote(exchange, safe=_SAFE)}|{quote(symbol, safe=_SAFE)}}}:{named}"
+    """``chandlery:1:{binance|BTC/USDT}:live:ticker``: all of one symbol lie in one slot of a cluster."""
+    return tag(exchange, symbol) + CacheKey(_LIVE, parts).text
 
 
-def exchange_key(exchange: str, *parts: str) -> str:
-    """``chandlery:1:{binance}:symbols``: what belongs to an exchange as a whole."""
-    named = ":".join(quote(part, safe=_SAFE) for part in parts)
-    return f"chandlery:{_VERSION}:{{{quote(exchange, safe=_SAFE)}}}:{named}"
+def symbols_key(exchange: str) -> str:
+    """``chandlery:1:{binance}:live:symbols``: of which symbols there may be a ticker."""
+    return f"{PREFIX}{{{CacheKey('', (exchange,)).text[1:]}}}:{_LIVE}:symbols"

@@ -16,13 +16,15 @@ from store.redis.command import Command, Reply
 from store.redis.live_keys import live_key
 from store.redis.ownership import Call, Outcome, live_script
 
-_REPLACE, _APPLY, _REMOVE, _READ = (live_script("order_book", one) for one in ("replace", "apply", "remove", "read"))
+_REPLACE, _APPLY, _REMOVE, _READ = (
+    live_script("order_book", one) for one in ("replace", "apply", "remove", "read")
+)
 _ENCODER = msgspec.msgpack.Encoder()
 _PARTS = ("record", "bid_sizes", "bid_prices", "ask_sizes", "ask_prices")
 
 
 class LevelChanges(NamedTuple):
-    """What changed in a book since it was last written, and where it stands now. A quantity of 0 removes a level."""
+    """What changed in a book since it was last written, and where it stands now. A quantity of 0 is no level."""
 
     last_id: int
     event_time: int | None
@@ -61,9 +63,7 @@ class RedisOrderBook:
         """Change levels of the book that the same owner's call `after` left; refused where another is there."""
         parts = [part for side in (changes.bids, changes.asks) for part in (_flat(side.items()), _gone(side))]
         where = changes.last_id, _time(changes.event_time), changes.received_at
-        return _APPLY.call(
-            self._keys, (*call.arguments(lifetime_ms), *where, after, _ENCODER.encode(parts))
-        )
+        return _APPLY.call(self._keys, (*call.arguments(lifetime_ms), *where, after, _ENCODER.encode(parts)))
 
     def remove(self, call: Call, why: str, lifetime_ms: int) -> Command:
         """Serve it no longer, and for a while say why."""
@@ -92,9 +92,7 @@ def read_book(reply: Reply) -> BookSnapshot | str | None:
             tuple(zip(_numbers(prices), _numbers(sizes), strict=True))
             for prices, sizes in zip(sides[::2], sides[1::2], strict=True)
         )
-        return BookSnapshot(
-            int(last_id), bids, asks, int(event_time) if event_time else None, int(received_at)
-        )
+        return BookSnapshot(int(last_id), bids, asks, int(event_time) if event_time else None, int(received_at))
     except (TypeError, ValueError):
         return None
 
