@@ -64,10 +64,11 @@ class FrequentSeries:
 
     def top(self, count: int) -> list[Series]:
         """Those read most of late by all processes, the most read first."""
-        now_ms = self._clock.now_ms()
+        now_ms, data = self._clock.now_ms(), b""
         with contextlib.suppress(OSError):
-            return [series for series, _ in _largest(self._together(_read(self._path), now_ms), count)]
-        return [series for series, _ in _largest(self._counted, count)]
+            data = _read(self._path)
+        largest = _largest(self._together(data, now_ms), count)
+        return [series for series, score in largest if score >= _LEAST]
 
     def save(self, *, at_once: bool = False) -> bool:
         """Add what was counted to the file; whether that was done.

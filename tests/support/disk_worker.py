@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import itertools
 import json
 import os
@@ -40,6 +41,7 @@ MONTH_MINUTES = (0, 31 * 1440, 59 * 1440, 90 * 1440)
 CLOCK = SystemClock()
 
 
+@functools.cache
 def chunk(symbol: str, month: int, revision: int) -> tuple[ChunkName, pa.Table]:
     """A chunk and what it holds: rows and numbers differ with the name."""
     series = Series("binance", symbol, BTC.timeframe)
