@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Annotated, Any
 from urllib.parse import urlencode
 
@@ -25,10 +26,38 @@ from serve.parameters import StrictRoute
 from serve.records import compact, pairs, series_names
 from store.answer import CandleAnswer
 from store.market_data import MarketData
+from store.tiers.encoded import Encoded
+from store.tiers.sealed import MEMORY_TIER
 
 router = APIRouter(prefix="/v1", tags=["candles"], route_class=StrictRoute)
 #: Above this many rows the encoding leaves the event loop, so that short answers need not wait for it.
 _ROWS_IN_LOOP = 5_000
+#: What headers and the question take in memory beside the body, about.
+_HEADERS_BYTES = 2_000
+
+
+@dataclass(frozen=True)
+class _Sent:
+    """An answer as it is sent, but for tier and age, which are not the same every time."""
+
+    body: bytes
+    headers: Mapping[str, str]
+    media_type: str
+    #: Of the answer that was made.
+    tier: str
+    age_ms: int
+
+    def response(self, request: Request, age_ms: int | None) -> Response:
+        """The bytes, or 304 for a caller who has them.
+
+        :param age_ms: of an answer that is given once more, from process memory; None for one just made.
+        """
+        headers = dict(self.headers)
+        headers["X-Chandlery-Tier"] = self.tier if age_ms is None else MEMORY_TIER
+        headers["X-Chandlery-Age-Ms"] = str(self.age_ms if age_ms is None else age_ms)
+        if holds(request, headers["ETag"]):
+            return Response(status_code=304, headers=headers)
+        return Response(self.body, headers=headers, media_type=self.media_type)
 
 
 @router.get(
@@ -46,6 +75,15 @@ async def read_candles(request: Request, query: Annotated[CandleQuery, Depends(c
     are headers.
     """
     market_data: MarketData = request.app.state.market_data
+    # The link to the next page repeats the question as it was asked.
+    question = ("candles", request.url.path, request.url.query, query)
+    sent, again = await market_data.encoded(
+        question, query.series, lambda: _one_answer(market_data, request, query)
+    )
+    return sent.response(request, again)
+
+
+async def _one_answer(market_data: MarketData, request: Request, query: CandleQuery) -> Encoded[_Sent]:
     answer = await market_data.candles(
         query.series[0],
         start_ms=query.start_ms,
@@ -58,17 +96,14 @@ async def read_candles(request: Request, query: Annotated[CandleQuery, Depends(c
     headers = {
         "ETag": _etag(query, [answer], [meta]),
         "Cache-Control": "no-cache",
-        "X-Chandlery-Tier": answer.tier,
-        "X-Chandlery-Age-Ms": str(answer.age_ms),
         "X-Fingerprint": answer.fingerprint,
     }
     if meta["next_cursor"] is not None:
         headers["X-Next-Cursor"] = meta["next_cursor"]
         headers["Link"] = f'<{_next_page(request, meta["next_cursor"])}>; rel="next"'
-    if holds(request, headers["ETag"]):
-        return Response(status_code=304, headers=headers)
     body = await _encoded(query, answer.table.select(query.columns), meta)
-    return Response(body, headers=headers, media_type=query.format.media_type)
+    sent = _Sent(body, headers, query.format.media_type, answer.tier, answer.age_ms)
+    return Encoded(sent, len(body) + _HEADERS_BYTES, None if query.as_of_ms is not None else [answer])
 
 
 @router.get(
@@ -84,6 +119,12 @@ async def read_batch(request: Request, query: Annotated[CandleQuery, Depends(bat
     for `/v1/candles`. An unknown symbol fails the whole call.
     """
     market_data: MarketData = request.app.state.market_data
+    question = ("batch", query)
+    sent, age_ms = await market_data.encoded(question, query.series, lambda: _many_answers(market_data, query))
+    return sent.response(request, age_ms)
+
+
+async def _many_answers(market_data: MarketData, query: CandleQuery) -> Encoded[_Sent]:
     try:
         answers = await market_data.batch(
             query.series,
@@ -99,19 +140,15 @@ async def read_batch(request: Request, query: Annotated[CandleQuery, Depends(bat
         # The caller knows it by the name of this route's parameter.
         raise NotFound("symbols", error.value, hint=error.accepted) from error
     metas = [_meta(answer, query) for answer in answers]
-    headers = {
-        "ETag": _etag(query, answers, metas),
-        "Cache-Control": "no-cache",
-        "X-Chandlery-Tier": ",".join(sorted({answer.tier for answer in answers})),
-        "X-Chandlery-Age-Ms": str(max(answer.age_ms for answer in answers)),
-    }
-    if holds(request, headers["ETag"]):
-        return Response(status_code=304, headers=headers)
+    headers = {"ETag": _etag(query, answers, metas), "Cache-Control": "no-cache"}
     parts = [
         await _encoded(query, answer.table.select(query.columns), meta)
         for answer, meta in zip(answers, metas, strict=True)
     ]
-    return Response(b'{"answers":[' + b",".join(parts) + b"]}", headers=headers, media_type=Format.JSON.media_type)
+    body = b'{"answers":[' + b",".join(parts) + b"]}"
+    tiers = ",".join(sorted({answer.tier for answer in answers}))
+    sent = _Sent(body, headers, Format.JSON.media_type, tiers, max(answer.age_ms for answer in answers))
+    return Encoded(sent, len(body) + _HEADERS_BYTES, None if query.as_of_ms is not None else answers)
 
 
 async def _encoded(query: CandleQuery, table: pa.Table, meta: Mapping[str, Any]) -> bytes:

@@ -7,7 +7,7 @@ disk, the database, and the archive for what the database has dropped. It goes t
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -21,10 +21,12 @@ from market.interval import Interval, IntervalSet
 from market.timeframe import ONE_MINUTE
 from store.answer import CandleAnswer, SeriesInfo
 from store.archive.archive import Archive
-from store.candle_read import CandleRequest, CandleRead, Kept, open_gaps
+from store.candle_read import CandleRead, CandleRequest, Kept, open_gaps
 from store.candle_store import DATABASE_TIER, CandleStore
 from store.live import LiveCandles
+from store.tiers.encoded import Encoded
 from store.tiers.sealed import farthest
+from store.tiers.tiered_views import TieredViews
 from store.tiers.view import Moved, SeriesViews, StoredViews
 
 _T = TypeVar("_T")
@@ -60,11 +62,12 @@ class MarketData:
         live: LiveCandles,
         clock: Clock,
         archive: Archive | None = None,
-        views: SeriesViews | None = None,
+        views: TieredViews | None = None,
     ) -> None:
         self._store = store
         self._straight = StoredViews(store, archive)
-        self._views = views or self._straight
+        self._views: SeriesViews = views or self._straight
+        self._tiers = views
         self._live = live
         self._clock = clock
 
@@ -123,6 +126,21 @@ class MarketData:
             for one in series
         ]
 
+    async def encoded(
+        self, question: Hashable, series: Sequence[Series], make: Callable[[], Awaitable[Encoded[_T]]]
+    ) -> tuple[_T, int | None]:
+        """An answer in any form, made once and given again for as long as it is the answer; see
+        :class:`store.tiers.encoded.EncodedAnswers`.
+
+        :param question: everything that the answer depends on besides the stored candles and ledgers of `series`.
+        :return: the answer, and how old it is if it was there already, milliseconds; None if it was made now.
+        """
+        if self._tiers is None:
+            return (await make()).value, None
+        tiers, read = self._tiers, [one for each in series for one in _read_for(each)]
+        value, again = await tiers.encoded.get(question, lambda: tiers.version(read), make)
+        return value, tiers.age_ms(read) if again else None
+
     async def series(self) -> list[SeriesInfo]:
         """Every stored series with its metadata."""
         return await self._store.series()
@@ -177,10 +195,8 @@ class MarketData:
         return await work(await self._opened(series, self._straight)), False
 
     async def _opened(self, series: Series, views: SeriesViews) -> CandleRead:
-        derivable = series.timeframe.derives_from(ONE_MINUTE)
-        asked = [series, series.at(ONE_MINUTE)] if derivable else [series]
-        found = await views.of(asked)
-        native, minutes = found[0], found[1] if derivable else None
+        found = await views.of(_read_for(series))
+        native, minutes = found[0], found[1] if len(found) > 1 else None
         facts = [one.facts for one in (native, minutes) if one is not None]
         if not facts:
             raise await self._unknown(series)
@@ -205,3 +221,8 @@ class MarketData:
             one.timeframe for one in stored if (one.exchange, one.symbol) == (series.exchange, series.symbol)
         )
         return NotFound("timeframe", series.timeframe.name, timeframes)
+
+
+def _read_for(series: Series) -> list[Series]:
+    """The stored series that answer for one: itself, and its minutes where it can be made of them."""
+    return [series, series.at(ONE_MINUTE)] if series.timeframe.derives_from(ONE_MINUTE) else [series]

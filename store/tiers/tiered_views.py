@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -28,6 +28,7 @@ from store.control import Control
 from store.merge import chunk_start
 from store.tiers.derived import DerivedCandles
 from store.tiers.disk import DiskTier
+from store.tiers.encoded import EncodedAnswers
 from store.tiers.frequent import FrequentSeries
 from store.tiers.held_series import HeldSeries
 from store.tiers.held_view import HeldView
@@ -110,6 +111,7 @@ class TieredViews:
         self._turn = 0
         self._control_mark: int | None = None
         self._control_at = -LATEST_MS
+        self.encoded = EncodedAnswers(entries, statistics, clock)
         self.sealed = SealedPeriods(entries, disk, statistics, CANDLES_KIND)
         self.derived = DerivedCandles(entries, self.sealed, statistics, CANDLES_KIND, self.still)
 
@@ -137,6 +139,20 @@ class TieredViews:
             if self.control.safety.reads_cache:
                 return [await self._view(one, turn, away) for one in series]
         return [await self._stored(one) for one in series]
+
+    async def version(self, series: Sequence[Series]) -> Hashable | None:
+        """See :meth:`store.tiers.view.SeriesViews.version`."""
+        found: list[tuple[int, int] | None] = []
+        for view in await self.of(series):
+            if view is not None and not isinstance(view, HeldView):
+                return None
+            found.append(None if view is None else (view.facts.revision, view.facts.origin_ms))
+        return tuple(found) if self.control.safety.reads_cache else None
+
+    def age_ms(self, series: Sequence[Series]) -> int:
+        """How long ago what is held of these was last known to be so; 0 where that is known at every moment."""
+        known = [one for one in (self._entries.get(("series", each)) for each in series) if isinstance(one, _Known)]
+        return max((max(self._clock.now_ms() - one.at, 0) for one in known if one.mark is None), default=0)
 
     def fresh(self, series: Series) -> bool:
         """Whether what is held of `series` may be served without asking the database."""
@@ -218,7 +234,8 @@ class TieredViews:
         if known.held is None:
             return None
         stored = StoredView(self._store, self._archive, series, known.held.facts)
-        age = 0 if known.mark is not None else max(self._clock.now_ms() - known.at, 0)
+        # While the database does not answer, a mark proves nothing.
+        age = 0 if known.mark is not None and not away else max(self._clock.now_ms() - known.at, 0)
         return HeldView(known.held, stored, self, age)
 
     async def _stored(self, series: Series) -> StoredView | None:

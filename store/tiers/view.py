@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Protocol
 
 import pyarrow as pa
@@ -61,6 +61,10 @@ class SeriesViews(Protocol):
         """A view of each; None where a series is not stored."""
         ...
 
+    async def version(self, series: Sequence[Series]) -> Hashable | None:
+        """What everything that can be read of these series depends on; None where it cannot be told."""
+        ...
+
 
 class StoredView:
     """A series read from the database, each time anew, and from the archive where the database has dropped it."""
@@ -112,6 +116,9 @@ class StoredViews:
     async def of(self, series: Sequence[Series]) -> list[SeriesView | None]:
         """See :meth:`SeriesViews.of`."""
         return [await self._one(one) for one in series]
+
+    async def version(self, series: Sequence[Series]) -> None:
+        """Not told: nothing that is read is kept."""
 
     async def _one(self, series: Series) -> StoredView | None:
         facts = await self._store.facts(series)
