@@ -218,7 +218,8 @@ def follow(kind: str, plan: list[Write]) -> None:
         clock = ManualClock()
         async with STORES[kind](folder, clock) as store:
             page = await store.page(BTC, WHOLE)
-            revision, chunks = 0, {}
+            revision = 0
+            chunks: dict[int, Any] = {}
             for one in plan:
                 clock.advance(one.pause)
                 mark = store.change_mark()
