@@ -76,23 +76,29 @@ class Node:
         :param asking: the slot is on its way to this server: say so before each.
         :raises NoAnswer: nothing is known of what was done and what was not.
         """
-        said: list[Sequence[Argument]] = []
+        known = set(self._scripts)
+        said = []
         for one in commands:
-            if asking:
-                said.append(("ASKING",))
-            said.append(one.said(whole=one.script is not None and one.script.sha1 not in self._scripts))
+            said.append(one.said(whole=one.script is not None and one.script.sha1 not in known))
             if one.script is not None:
-                self._scripts.add(one.script.sha1)
-        replies = await self.converse(said)
-        if asking:
-            replies = replies[1::2]
+                known.add(one.script.sha1)
+        replies = await self._asked(said, asking)
         lost = [at for at, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
         if lost:
             # Somebody flushed the scripts. Their calls follow, in order, after what else was said.
             whole = [commands[at].said(whole=True) for at in lost]
-            for at, reply in zip(lost, await self.converse(whole), strict=True):
+            for at, reply in zip(lost, await self._asked(whole, asking), strict=True):
                 replies[at] = reply
+        for one, reply in zip(commands, replies, strict=True):
+            # A server that sends us elsewhere has not looked at the script.
+            if one.script is not None and not isinstance(reply, ResponseError):
+                self._scripts.add(one.script.sha1)
         return replies
+
+    async def _asked(self, said: Sequence[Sequence[Argument]], asking: bool) -> list[Reply]:
+        if not asking:
+            return await self.converse(said)
+        return (await self.converse([words for one in said for words in (("ASKING",), one)]))[1::2]
 
     async def converse(self, said: Sequence[Sequence[Argument]]) -> list[Reply]:
         """The same with words as they are.

@@ -95,7 +95,7 @@ class Slots:
                 if isinstance(reply, ResponseError):
                     said = f"{node.place} says: {reply}"
                     continue
-                await self._take(_owners(reply, node.place))
+                await self._take(owners_in(reply, node.place))
             except NoAnswer as failure:
                 said = str(failure)
             else:
@@ -132,7 +132,7 @@ def _noted(asked: asyncio.Task[None]) -> None:
         log.debug("the slots of the cluster are not known", error=str(failure))
 
 
-def _owners(reply: Sequence[Reply], asked: Place) -> dict[Place, list[tuple[int, int]]]:
+def owners_in(reply: Sequence[Reply], asked: Place) -> dict[Place, list[tuple[int, int]]]:
     """What ``CLUSTER SLOTS`` says; replicas are listed without slots.
 
     ``[[0, 5460, [b"127.0.0.1", 30001, b"09dbe9…", []], [b"127.0.0.1", 30004, …]], …]``; without a name of its own

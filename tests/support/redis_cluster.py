@@ -56,6 +56,8 @@ class ClusterNode(PrivateRedis):
             "cluster-config-file nodes.conf",
             f"cluster-port {self.bus_port}",
             f"cluster-node-timeout {NODE_TIMEOUT}",
+            # As in operation: a part that is gone does not take the rest with it.
+            "cluster-require-full-coverage no",
             # A replica takes over however long ago it heard of its primary, and none changes sides by itself.
             "cluster-replica-validity-factor 0",
             "cluster-migration-barrier 9",
@@ -115,7 +117,7 @@ class PrivateCluster:
             node.close()
 
     def primary_of(self, key: str) -> ClusterNode:
-        """The server that has this key now, as the running servers say."""
+        """The server that has this key now, as the servers say that run and do not hang."""
         slot = int(self._running()[0].said("CLUSTER", "KEYSLOT", key))
         for node in self._running():
             for line in node.said("CLUSTER", "NODES").splitlines():
@@ -138,7 +140,7 @@ class PrivateCluster:
         return moved and all("cluster_state:ok" in node.said("CLUSTER", "INFO") for node in self._running())
 
     def _running(self) -> list[ClusterNode]:
-        return [node for node in self.nodes if node.running]
+        return [node for node in self.nodes if node.running and not node.hangs]
 
     def _join(self) -> None:
         primaries, replicas = self.nodes[:PRIMARIES], self.nodes[PRIMARIES:]

@@ -53,6 +53,8 @@ class PrivateRedis(ServerProcess):
     def __init__(self, *, keeps: bool = False) -> None:
         super().__init__()
         self._keeps = keeps
+        #: Between :meth:`pause` and :meth:`resume`.
+        self.hangs = False
 
     @property
     def url(self) -> str:
@@ -86,11 +88,13 @@ class PrivateRedis(ServerProcess):
         """Let it hang: connections stay, new ones are even taken, and nothing is answered."""
         if self._process is not None:
             self._process.send_signal(signal.SIGSTOP)
+            self.hangs = True
 
     def resume(self) -> None:
         """It goes on where it was, and answers first what it was asked meanwhile."""
         if self._process is not None:
             self._process.send_signal(signal.SIGCONT)
+        self.hangs = False
 
     def stop(self) -> None:
         self.resume()
