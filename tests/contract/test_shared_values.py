@@ -2,39 +2,36 @@
 
 from __future__ import annotations
 
-import contextlib
 import uuid
 from collections.abc import AsyncIterator
-from typing import Any
 
 import pytest
 
+from market.clock import SystemClock
 from store.cache.invalidation import Invalidation, SeriesRange
 from store.cache.key import CacheKey
 from store.cache.shared_values import SharedValues
 from tests.support import servers
 from tests.support.notes import eventually
-from tests.support.redis_values import OpenedValues, opened_values
+from tests.support.redis_cluster import PrivateCluster
+from tests.support.redis_server import PrivateRedis
+from tests.support.redis_values import opened_values
+from tests.support.shared_values import FakeSharedValues
 
 LONG = 600_000
 
 
-@contextlib.asynccontextmanager
-async def opened(kind: str) -> AsyncIterator[OpenedValues]:
-    server = servers.redis() if kind == "redis" else servers.redis_cluster()
-    async with opened_values(server.url) as one:
-        yield one
+def server(kind: str) -> PrivateRedis | PrivateCluster:
+    return servers.redis() if kind == "redis" else servers.redis_cluster()
 
 
-@pytest.fixture(params=["redis", "redis cluster"])
-async def shared(request: pytest.FixtureRequest) -> AsyncIterator[Any]:
-    async with opened(request.param) as one:
-        yield one
-
-
-@pytest.fixture
-def values(shared: OpenedValues) -> SharedValues:
-    return shared.values
+@pytest.fixture(params=["memory", "redis", "redis cluster"])
+async def values(request: pytest.FixtureRequest) -> AsyncIterator[SharedValues]:
+    if request.param == "memory":
+        yield FakeSharedValues(SystemClock())
+        return
+    async with opened_values(server(request.param).url) as one:
+        yield one.values
 
 
 @pytest.fixture
@@ -172,9 +169,8 @@ async def test_the_star_alone_deletes_everything(values: SharedValues, exchange:
     assert await values.get(keys) == [None, None, None]
 
 
-async def test_the_others_hear_what_is_told_and_the_teller_does_not(
-    request: pytest.FixtureRequest, shared: OpenedValues, exchange: str
-) -> None:
+@pytest.mark.parametrize("kind", ["redis", "redis cluster"])
+async def test_the_others_hear_what_is_told_and_the_teller_does_not(kind: str, exchange: str) -> None:
     told = [
         Invalidation(sender=exchange, keys=(market(exchange, 1), market(exchange, 2))),
         Invalidation(sender=exchange, pattern=f"ticker:{exchange}:*"),
@@ -186,20 +182,21 @@ async def test_the_others_hear_what_is_told_and_the_teller_does_not(
         ),
         Invalidation(sender=exchange, everything=True),
     ]
-    async with opened(request.node.callspec.params["shared"]) as other:
+    url = server(kind).url
+    async with opened_values(url) as teller, opened_values(url) as other:
 
         async def listening() -> bool:
-            return shared.invalidations.listening and other.invalidations.listening
+            return teller.invalidations.listening and other.invalidations.listening
 
         await eventually(listening, "both listen")
         missed = len(other.missed)
         for one in told:
-            await shared.values.publish(one)
+            await teller.values.publish(one)
 
         async def heard() -> bool:
-            return len([one for one in other.heard if one.sender == exchange]) >= len(told)
+            return len(other.heard) >= len(told)
 
         await eventually(heard, "all was heard")
-        assert [one for one in other.heard if one.sender == exchange] == told
-        assert shared.heard == []
+        assert other.heard == told
+        assert teller.heard == []
         assert len(other.missed) == missed
