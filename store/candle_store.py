@@ -176,6 +176,10 @@ class CandleStore(Protocol):
         """
         ...
 
+    def writes_here(self) -> int:
+        """Where the mark cannot tell: another number once a write of this process has ended, however it ended."""
+        ...
+
     async def versions(self, series: Sequence[Series]) -> tuple[dict[Series, SeriesVersion], Control]:
         """What tells whether these series have changed, and the control state, as of one moment.
 

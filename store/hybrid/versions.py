@@ -30,6 +30,11 @@ class PrimaryVersions:
         store = self._primary.answering
         return None if store is None else store.change_mark()
 
+    def writes_here(self) -> int:
+        """The primary's."""
+        store = self._primary.answering
+        return 0 if store is None else store.writes_here()
+
     async def versions(self, series: Sequence[Series]) -> tuple[dict[Series, SeriesVersion], Control]:
         """What tells whether these series have changed in the primary, and its control state.
 

@@ -50,6 +50,8 @@ class Database:
         self.primary = primary
         self.replicas = replicas
         self._readers = Replicas(primary, replicas)
+        #: Write transactions of this process that have ended.
+        self.writes_ended = 0
 
     @classmethod
     @contextlib.asynccontextmanager
@@ -139,14 +141,18 @@ class Database:
 
     async def _written(self, begin: str, work: Work[_T]) -> _T:
         after = self._readers.committed if self.replicas else None
-        for tried in range(1, _TRIES + 1):
-            try:
-                return await self.primary.transaction(begin, work, after)
-            except CONFLICTS:
-                if tried == _TRIES:
-                    raise
-                # Those who met would meet again if they waited equally long.
-                await asyncio.sleep(random.uniform(0, _FIRST_WAIT * 2**tried))
+        try:
+            for tried in range(1, _TRIES + 1):
+                try:
+                    return await self.primary.transaction(begin, work, after)
+                except CONFLICTS:
+                    if tried == _TRIES:
+                        raise
+                    # Those who met would meet again if they waited equally long.
+                    await asyncio.sleep(random.uniform(0, _FIRST_WAIT * 2**tried))
+        finally:
+            # However it ended: of a connection that was cut nobody knows.
+            self.writes_ended += 1
         raise AssertionError("the last try returns or raises")
 
     @property

@@ -37,6 +37,10 @@ class PostgresVersions:
         """None: without asking the server nobody can tell."""
         return None
 
+    def writes_here(self) -> int:
+        """How many write transactions of this process have ended."""
+        return self._database.writes_ended
+
     async def versions(self, series: Sequence[Series]) -> tuple[dict[Series, SeriesVersion], Control]:
         """What tells whether these series have changed, and the control state, as of one moment; one query."""
         names = (

@@ -33,6 +33,10 @@ class SqliteVersions:
         """A number that is another one once anybody has committed anything; None where it cannot be told."""
         return self._mark.now()
 
+    def writes_here(self) -> int:
+        """0: the mark shows the writes of this process too."""
+        return 0
+
     async def versions(self, series: Sequence[Series]) -> tuple[dict[Series, SeriesVersion], Control]:
         """What tells whether these series have changed, and the control state, as of one moment."""
         asked = json.dumps([(one.exchange, one.symbol, one.timeframe.seconds) for one in series])

@@ -62,7 +62,7 @@ class _Known:
     mark: int | None
     #: Our clock when it was asked, milliseconds.
     at: int
-    #: How often somebody has told of a change of the series by then.
+    #: How often somebody has told of a change of the series, or has written anything here, by then.
     told: int
     #: The latest question that had begun by then: it and all before it are answered by this.
     turn: int
@@ -111,6 +111,7 @@ class TieredViews:
         self._turn = 0
         self._control_mark: int | None = None
         self._control_at = -LATEST_MS
+        self._control_writes = 0
         self.encoded = EncodedAnswers(entries, statistics, clock)
         self.sealed = SealedPeriods(entries, disk, statistics, CANDLES_KIND)
         self.derived = DerivedCandles(entries, self.sealed, statistics, CANDLES_KIND, self.still)
@@ -223,7 +224,9 @@ class TieredViews:
             series, since=-1, after_ms=held.rows_from() or LATEST_MS, limit=_MOST_NEW_ROWS
         )
         if delta is not None and delta.facts.revision >= held.revision:
-            self._keep(series, _Known(held.known_again(delta).repaired(), *now))
+            found = held.known_again(delta)
+            # A tail that a correction has met meanwhile is read anew when it is asked for: what is kept is whole.
+            self._keep(series, _Known(found if found.whole else replace(found, tail=None), *now))
         raise Moved
 
     async def _view(self, series: Series, turn: int, away: bool) -> SeriesView | None:
@@ -260,7 +263,7 @@ class TieredViews:
         return self._store.change_mark(), self._clock.now_ms(), self._told_of(series), self._turn
 
     def _told_of(self, series: Series) -> int:
-        return self._told.get(series, 0) + self._all_told
+        return self._told.get(series, 0) + self._all_told + self._store.writes_here()
 
     def _control_fresh(self) -> bool:
         mark = self._store.change_mark()
@@ -292,9 +295,9 @@ class TieredViews:
         return isinstance(known, _Known) and known.turn >= turn
 
     async def _versions(self, series: Sequence[Series]) -> dict[Series, SeriesVersion]:
-        mark, at = self._store.change_mark(), self._clock.now_ms()
+        mark, at, writes = self._store.change_mark(), self._clock.now_ms(), self._store.writes_here()
         found, control = await self._check.of(series)
-        self._control_mark, self._control_at = mark, at
+        self._control_mark, self._control_at, self._control_writes = mark, at, writes
         if control != self.control:
             self._switch(control)
         return found
