@@ -19,7 +19,7 @@ import structlog
 
 from market.candle import by_open_time, open_times_ms
 from market.coverage import Covered, archived
-from market.errors import Retryable, StoreBusy, Terminal
+from market.errors import Retryable, StoreBusy, StoreReadOnly, Terminal
 from market.interval import Interval, IntervalSet
 from market.rollup import roll_up
 from market.timeframe import DAY_MS, MINUTE_MS, Timeframe
@@ -204,6 +204,10 @@ class Aggregates:
         """Refresh; False where it has to be tried again."""
         try:
             await self.refresh()
+        except StoreReadOnly:
+            # An operator's will, and no trouble; what is due stays noted.
+            self.note()
+            return False
         except Retryable as error:
             # Readers take the minutes until then; the next round, or the next process, tries again. Not at once:
             # whoever is in the way is not done in no time.
