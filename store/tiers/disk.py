@@ -114,6 +114,8 @@ class DiskTier:
         self._statistics = statistics
         self._clock = clock
         self._lock = threading.Lock()
+        #: Held while a file is written, so that after :meth:`drop` none comes of a put that began before.
+        self._writing = threading.Lock()
         #: At the last look, and what this process has put since. Never less than that, also where a thread puts
         #: while another looks.
         self._files = self._bytes = 0
@@ -227,11 +229,12 @@ class DiskTier:
     def _write(self, name: ChunkName, pieces: list[memoryview], size: int) -> bool:
         for attempt in range(_ATTEMPTS):
             try:
-                with self._folder.made(name.series) as folder:
+                with self._writing:
                     if self.frozen:
                         return False
-                    write(name.file, pieces, folder, self._clock.now_ms() * _MS_NS)
-                    _delete_older(name, folder)
+                    with self._folder.made(name.series) as folder:
+                        write(name.file, pieces, folder, self._clock.now_ms() * _MS_NS)
+                        _delete_older(name, folder)
             except (FileNotFoundError, BlockingIOError):
                 # A sweep of another process took the empty folder, or the file before it was locked.
                 if attempt + 1 == _ATTEMPTS:
@@ -247,9 +250,13 @@ class DiskTier:
         return True
 
     def drop(self, series: Series | None = None) -> int:
-        """Delete all files of a series, or of all, whoever made them, also while frozen; how many went."""
+        """Delete all files of a series, or of all, whoever made them, also while frozen; how many went.
+
+        Where it was frozen before, this process adds nothing afterwards.
+        """
         try:
-            removed = self._folder.remove_all(series)
+            with self._writing:
+                removed = self._folder.remove_all(series)
             self._look(0, 0, evict=False)
         except OSError as error:
             self._say("the disk cache cannot be emptied", error=error.strerror or str(error))

@@ -492,6 +492,25 @@ def test_many_threads(disk: DiskTier, tmp_path: Path) -> None:
     assert estimate >= disk.sweep().bytes == sum(rooms)
 
 
+def test_after_it_was_frozen_and_dropped_no_put_ends(disk: DiskTier, tmp_path: Path) -> None:
+    chunks = [chunk(symbol, month, 1) for month in range(MONTHS) for symbol in SYMBOLS]
+
+    def put_all(_: int) -> bool:
+        while all(disk.put(name, table) for name, table in chunks):
+            pass
+        return disk.frozen
+
+    with ThreadPoolExecutor(4) as pool:
+        puts = [pool.submit(put_all, number) for number in range(4)]
+        while disk.counts.put < 20:
+            assert not any(one.done() for one in puts)
+        disk.frozen = True
+        assert disk.drop() > 0
+        assert list((tmp_path / "cache").iterdir()) == []
+        assert [one.result() for one in puts] == [True] * 4
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
 def test_many_processes(tmp_path: Path, clock: ManualClock) -> None:
     folder, limit = tmp_path / "cache", 600_000
     with contextlib.ExitStack() as stack:
