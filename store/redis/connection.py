@@ -106,7 +106,9 @@ class RedisConnection:
 
         :raises SharedAway: see :meth:`execute`.
         """
-        return await self._guarded("cluster slots", self._slots.primaries())
+        if not self._slots.known:
+            await self._guarded("cluster", self._slots.find())
+        return self._slots.primaries()
 
     async def execute_on(self, node: Node, *words: Argument) -> Reply:
         """A command to one server rather than to that which has a key.

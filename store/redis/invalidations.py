@@ -172,9 +172,8 @@ class Invalidations:
                         wait = self._rules.first_wait
                         self._take(message)
             except (NoAnswer, RedisError, OSError) as error:
-                if self.listening:
+                if wait == self._rules.first_wait:
                     log.warning("invalidations are not heard", redis=self._connection.url.shown, error=str(error))
-                self.listening = False
             turn += 1
             await asyncio.sleep(wait)
             wait = min(wait * 2, self._rules.longest_wait)
@@ -196,6 +195,7 @@ class Invalidations:
                 if said[0] == b"message":
                     yield said[2]
         finally:
+            self.listening = False
             await connection.disconnect(nowait=True)
 
     async def _next(self, connection: Connection) -> list[Any]:

@@ -19,8 +19,10 @@ from store.redis.command import Argument, Command, Reply, packed
 
 #: Seconds by which our own loop may notice a time-out too late before the delay is held to be ours.
 _OURS = 0.01
-#: Commands of one round trip, except of one caller's own; to so many a server must answer within one time-out.
+#: Commands of one round trip, except of one caller's own.
 _COMMANDS_TOGETHER = 1_000
+#: Time-outs that a round trip may take where a server does answer, though slowly or much.
+_ROUND = 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +33,8 @@ class RedisRules:
     connections: int = 50
     #: Until a server must have let us in.
     connect_seconds: float = 0.5
-    #: Until a server must have answered; a pipeline has as much again for each further 1,000 commands.
+    #: Until a server must have answered, and between two answers of a round trip, which takes ten times as long
+    #: at most.
     answer_seconds: float = 0.1
     #: Between two questions to a cluster which node has what, at least.
     refresh_seconds: float = 0.1
@@ -143,12 +146,18 @@ class Node:
 
     async def _send(self, calls: Sequence[_Call]) -> None:
         said = [words for call in calls for words in call.said]
-        seconds = self._rules.answer_seconds * (1 + len(said) // _COMMANDS_TOGETHER)
+        seconds = self._rules.answer_seconds
         try:
-            async with self._connection() as connection, self._within(seconds, "no answer"):
+            async with (
+                self._connection() as connection,
+                self._within(seconds, "no answer", at_most=seconds * _ROUND) as progress,
+            ):
                 await connection.send_packed_command(said, check_health=False)
                 for call in calls:
-                    replies = [await _reply(connection) for _ in call.said]
+                    replies = []
+                    for _ in call.said:
+                        replies.append(await _reply(connection))
+                        progress.made()
                     if not call.answers.done():
                         call.answers.set_result(replies)
         except NoAnswer as failure:
@@ -224,24 +233,31 @@ class Node:
             await connection.disconnect(nowait=True)
 
     @contextlib.asynccontextmanager
-    async def _within(self, seconds: float, what: str) -> AsyncIterator[None]:
+    async def _within(self, seconds: float, what: str, *, at_most: float | None = None) -> AsyncIterator[_Progress]:
+        """End what makes no progress for so long, and in any case after `at_most` seconds."""
         loop = asyncio.get_running_loop()
-        end = loop.time() + seconds
+        progress = _Progress()
+        last = progress.at + (seconds if at_most is None else at_most)
         ours = False
+        timers: list[asyncio.TimerHandle] = []
 
         def over() -> None:
             nonlocal ours
+            due = min(progress.at + seconds, last)
+            if loop.time() < due:
+                timers.append(loop.call_at(due, over))
+                return
             # When our own loop was busy elsewhere, the answer may lie there unread: look once more.
-            ours = loop.time() - end > _OURS
+            ours = loop.time() - due > _OURS
             bound.reschedule(loop.time() + (seconds if ours else 0.0))
 
         try:
             async with asyncio.timeout(None) as bound:
-                timer = loop.call_at(end, over)
+                timers.append(loop.call_at(progress.at + seconds, over))
                 try:
-                    yield
+                    yield progress
                 finally:
-                    timer.cancel()
+                    timers[-1].cancel()
         except TimeoutError as error:
             raise NoAnswer(f"{self.place}: {what} within {seconds:g} s", theirs=not ours) from error
         except (RedisError, OSError) as error:
@@ -256,6 +272,17 @@ class Node:
             sending.cancel()
         await asyncio.gather(*self._sending, return_exceptions=True)
         await self._forget()
+
+
+class _Progress:
+    """When something was last heard, on the loop's clock."""
+
+    def __init__(self) -> None:
+        self._now = asyncio.get_running_loop().time
+        self.at = self._now()
+
+    def made(self) -> None:
+        self.at = self._now()
 
 
 class _Call(NamedTuple):

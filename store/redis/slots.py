@@ -39,20 +39,27 @@ class Slots:
         """
         if not self._owners:
             # Together with others that wait for the same; one that is given up does not end it for them.
-            await asyncio.shield(self._ask())
+            await self.find()
         place = self._owners[key_slot(key.encode())] if self._owners else None
         if place is None:
             self.doubt()
             raise NoAnswer(f"{self._url.shown}: no server has the slot of {key!r}")
         return self.node(place)
 
-    async def primaries(self) -> list[Node]:
-        """Every server that has slots, in order.
+    @property
+    def known(self) -> bool:
+        """Whether it has been said who has what."""
+        return bool(self._owners)
 
-        :raises NoAnswer: nobody says which.
+    async def find(self) -> None:
+        """Ask who has what.
+
+        :raises NoAnswer: nobody says it.
         """
-        if not self._owners:
-            await asyncio.shield(self._ask())
+        await asyncio.shield(self._ask())
+
+    def primaries(self) -> list[Node]:
+        """Every server that has slots, in order."""
         return [self.node(place) for place in sorted({place for place in self._owners if place is not None})]
 
     def node(self, place: Place) -> Node:
@@ -75,11 +82,13 @@ class Slots:
         """Ask the cluster again, in the background and not too often; meanwhile what is known stands."""
         loop = asyncio.get_running_loop()
         if self._url.cluster and loop.time() - self._asked_at >= self._rules.refresh_seconds:
-            self._ask().add_done_callback(_noted)
+            self._ask()
 
     def _ask(self) -> asyncio.Task[None]:
         if self._asking is None or self._asking.done():
             self._asking = asyncio.create_task(self._refresh())
+            # Perhaps nobody waits for it any more when it fails.
+            self._asking.add_done_callback(_noted)
         return self._asking
 
     async def _refresh(self) -> None:

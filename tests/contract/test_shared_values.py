@@ -189,6 +189,15 @@ async def test_the_others_hear_what_is_told_and_the_teller_does_not(kind: str, e
             return teller.invalidations.listening and other.invalidations.listening
 
         await eventually(listening, "both listen")
+        first = Invalidation(sender=exchange, pattern="ticker:*")
+        await teller.values.publish(first)
+
+        async def known() -> bool:
+            return other.heard == [first]
+
+        # From now on it counts what the teller says.
+        await eventually(known, "the first was heard")
+        other.heard.clear()
         missed = len(other.missed)
         for one in told:
             await teller.values.publish(one)
