@@ -35,4 +35,8 @@ async def patiently(database: Database, work: Work[_T], *, snapshot: bool = Fals
                 await connection.execute(_CONNECTION_QUERIES["check_writable"])
             return await work(connection)
 
-    return await database.outside(transaction)
+    try:
+        return await database.outside(transaction)
+    finally:
+        if data:
+            database.writes_ended += 1
