@@ -33,9 +33,10 @@ _PROBE = CacheKey("statistics", ("health",))
 class Cache:
     """The cache of one process.
 
-    A value is served for at most the time to live of its kind, counted from when its load began. Within this
-    process an invalidated value is never served again, whatever was under way. Another process may serve it until
-    it hears of it, at most for that time; how far the clocks of processes differ comes on top.
+    A value is served for at most the time to live of its kind, counted from when its load began; how far the clocks
+    of processes differ comes on top. What this process was doing when a value was invalidated never brings it back.
+    Another process may still serve it, or even put it into the shared tier, until it hears of it: at most for that
+    time.
 
     :param limit_bytes: of process memory.
     :param control: what the operator wants now; asked at each call, so it must be cheap.

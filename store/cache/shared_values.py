@@ -89,6 +89,8 @@ class SharedTier:
         self._statistics = statistics
         self._sender = sender
         self._owed: list[Invalidation] = []
+        #: The keys and patterns in them.
+        self._owed_names = 0
         self._settling = asyncio.Lock()
 
     @property
@@ -167,7 +169,9 @@ class SharedTier:
         if self.values is None:
             return
         self._owed.extend(invalidations)
-        if sum(len(one.keys) or 1 for one in self._owed) > MOST_OWED:
+        self._owed_names += sum(len(one.keys) or 1 for one in invalidations)
+        if self._owed_names > MOST_OWED:
+            self._owed_names = 1
             self._owed = [Invalidation(sender=self._sender, everything=True)]
 
     async def settle(self) -> bool:
@@ -184,6 +188,7 @@ class SharedTier:
                     return False
                 done = {id(one) for one in owed}
                 self._owed = [one for one in self._owed if id(one) not in done]
+                self._owed_names = sum(len(one.keys) or 1 for one in self._owed)
         return True
 
     async def _deliver(self, owed: Sequence[Invalidation]) -> None:

@@ -29,6 +29,8 @@ class FakeSharedValues:
         self.failures: list[bool] = []
         #: Awaited in each call before it does anything, with the name of the call.
         self.before: Callable[[str], Awaitable[None]] | None = None
+        #: Awaited in each call after it was done: what fails here was done all the same.
+        self.after: Callable[[str], Awaitable[None]] | None = None
         #: Names of the calls made.
         self.calls: list[str] = []
 
@@ -41,20 +43,28 @@ class FakeSharedValues:
         if self.away or (self.failures and self.failures.pop(0)):
             raise SharedAway(f"{name}: away, as the test said")
 
+    async def _done(self, name: str) -> None:
+        if self.after is not None:
+            await self.after(name)
+
     async def get(self, keys: Sequence[CacheKey]) -> list[bytes | None]:
         await self._call("get")
-        return [self._get(key) for key in keys]
+        found = [self._get(key) for key in keys]
+        await self._done("get")
+        return found
 
     async def put(self, items: Sequence[tuple[CacheKey, bytes, int]]) -> None:
         await self._call("put")
         for key, data, ttl_ms in items:
             assert ttl_ms >= 1
             self.kept[key] = data, self._clock.now_ms() + ttl_ms
+        await self._done("put")
 
     async def delete(self, keys: Sequence[CacheKey]) -> None:
         await self._call("delete")
         for key in keys:
             self.kept.pop(key, None)
+        await self._done("delete")
 
     async def delete_matching(self, pattern: str) -> int:
         await self._call("delete_matching")
@@ -62,6 +72,7 @@ class FakeSharedValues:
         found = [key for key in self.kept if matches(key.text)]
         for key in found:
             del self.kept[key]
+        await self._done("delete_matching")
         return len(found)
 
     async def publish(self, invalidation: Invalidation) -> None:
@@ -71,6 +82,7 @@ class FakeSharedValues:
         self.published.append(unpacked)
         for listener in self.listeners:
             listener(unpacked)
+        await self._done("publish")
 
     def _get(self, key: CacheKey) -> bytes | None:
         data, end = self.kept.get(key, (None, 0))
