@@ -6,10 +6,9 @@ import asyncio
 import contextlib
 import os
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import AbstractAsyncContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import orjson
 from prometheus_client import CollectorRegistry, start_http_server
@@ -32,11 +31,8 @@ from market.timeframe import Timeframe
 from store.bus.opening import opened_bus
 from store.files import UNFINISHED
 from store.live_market import LiveMarket
-
-# The driver of Redis is an extra of the package: these modules need it.
-if TYPE_CHECKING:
-    from store.redis.connection import RedisConnection
-    from store.redis.live_writer import RedisLiveWriter
+from store.redis.live_rules import RedisCommands
+from store.redis.live_writer import RedisLiveWriter
 
 _STATUS_SECONDS = 1.0
 
@@ -91,7 +87,7 @@ async def opened_feed(
     memory: LiveMarket,
     on_status: Callable[[LiveStatus], None] | None = None,
     on_durable: OnDurable | None = None,
-    connection: RedisConnection | None = None,
+    connection: RedisCommands | None = None,
     cache_writable: Callable[[], bool] = lambda: True,
 ) -> AsyncIterator[OpenedFeed]:
     """A feed, ready to run; what its writer holds is made durable at the end.
@@ -109,7 +105,9 @@ async def opened_feed(
         bus = await stack.enter_async_context(opened_bus(settings.bus_url))
         live_writer = None
         if connection is not None:
-            live_writer = await stack.enter_async_context(_live_writer(connection, memory, cache_writable))
+            live_writer = await stack.enter_async_context(
+                RedisLiveWriter.opened(connection, memory, CLOCK, allowed=cache_writable)
+            )
         feed = Feed(
             history,
             _streams(plan) if settings.streams else None,
@@ -137,15 +135,6 @@ async def opened_feed(
         if settings.metrics_port is not None:
             stack.callback(_stop, *_metrics(settings.metrics_port, registry))
         yield OpenedFeed(feed, writer, live_writer)
-
-
-def _live_writer(
-    connection: RedisConnection, memory: LiveMarket, writable: Callable[[], bool]
-) -> AbstractAsyncContextManager[RedisLiveWriter]:
-    # The driver is an extra of the package: whoever has a connection has it.
-    from store.redis.live_writer import RedisLiveWriter  # noqa: PLC0415 - see above
-
-    return RedisLiveWriter.opened(connection, memory, CLOCK, allowed=writable)
 
 
 def _replace(file: Path, body: bytes) -> None:

@@ -98,13 +98,11 @@ class BookRoute:
         self._refused: str | None = None
         #: The book over REST while the stream has none, and the newest number seen on any path.
         self._polled: BookSnapshot | None = None
-        self._poll_at = 0
-        self._newest_id = 0
+        self._poll_at = self._newest_id = 0
         #: Times in a row that REST had something else than a silent stream.
         self._missed_polls = 0
         self._checks = BookChecks(self._book, self._chain, rules, now)
-        best = partial(self.top, rules.top_levels)
-        self._told = BookTop(best, on_top, rules.top_every_ms, clock, spawn, sleep)
+        self._told = BookTop(partial(self.top, rules.top_levels), on_top, rules.top_every_ms, clock, spawn, sleep)
         self._reason = "nothing has come yet"
         self._standing = (BookState.SYNCING, Path.STARTING)
         self._since = now

@@ -53,7 +53,7 @@ class LiveCandles:
         if isinstance(candle, CandleUpdate):
             return candle
         (row,) = plain_rows(candle)
-        return CandleUpdate(*row, closed=False, event_time=event_time, received_at=received_at)
+        return CandleUpdate._make((*row, False, event_time, received_at))
 
     def get(self, series: Series) -> tuple[pa.Table, int] | None:
         """The forming candle and when we received it (epoch milliseconds of our clock), or None."""

@@ -24,7 +24,7 @@ from store.cache.time_to_live import TimesToLive
 from store.live_books import LiveBook
 from store.live_source import Forming, LiveValue
 from store.redis.command import Command, RedisRefused, Reply
-from store.redis.connection import RedisConnection
+from store.redis.live_rules import RedisCommands
 from store.redis.live_values import (
     RedisTrades,
     ask_forming,
@@ -70,7 +70,7 @@ class RedisMarket:
 
     def __init__(
         self,
-        connection: RedisConnection,
+        connection: RedisCommands,
         clock: Clock,
         *,
         times: TimesToLive | None = None,

@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
-from store.redis.command import Command, Reply
+from store.redis.command import Argument, Command, Reply
+
+
+class RedisCommands(Protocol):
+    """The part of :class:`store.redis.connection.RedisConnection` that live data takes, without its driver: that is
+    an extra of the package."""
+
+    async def execute(self, name: str, key: str, *arguments: Argument) -> Reply:
+        """One command."""
+        ...
+
+    async def pipeline(self, commands: Sequence[Command]) -> list[Reply]:
+        """Many commands in one round trip to each server."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +45,7 @@ class LiveWriterRules:
     most_levels: int = 2_000
     #: Commands, and levels and trades in them, sent in one round trip: the server must answer in time.
     commands_together: int = 200
-    weight_together: int = 5_000
+    weight_together: int = 2_500
 
 
 @dataclass(kw_only=True)

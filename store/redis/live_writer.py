@@ -21,9 +21,8 @@ from store.cache.shared_values import SharedAway
 from store.live_changes import LiveChanges, Market
 from store.live_market import LiveMarket
 from store.redis.command import RedisRefused, Reply
-from store.redis.connection import RedisConnection
 from store.redis.live_keys import symbols_key
-from store.redis.live_rules import LiveWriterRules, LiveWriterStatus, Step
+from store.redis.live_rules import LiveWriterRules, LiveWriterStatus, RedisCommands, Step
 from store.redis.live_symbol_writers import BookWriter, TradesWriter
 from store.redis.live_values import list_symbol, write_forming, write_ticker
 
@@ -42,7 +41,7 @@ class RedisLiveWriter:
 
     def __init__(
         self,
-        connection: RedisConnection,
+        connection: RedisCommands,
         memory: LiveMarket,
         clock: Clock,
         rules: LiveWriterRules,
@@ -73,7 +72,7 @@ class RedisLiveWriter:
     @contextlib.asynccontextmanager
     async def opened(
         cls,
-        connection: RedisConnection,
+        connection: RedisCommands,
         memory: LiveMarket,
         clock: Clock,
         *,
@@ -131,7 +130,8 @@ class RedisLiveWriter:
         changes = self._changes
         for market in list(self._books):
             yield from self._book(market, look=False)
-        for market in changes.traded():
+        # A market that began to trade while this was being sent is noted the next time.
+        for market in self._trades.keys() & changes.traded():
             yield from self._traded(market, look=False)
         for market in list(self._tickers):
             yield from self._ticker(market)

@@ -427,6 +427,30 @@ async def test_many_markets_go_in_few_round_trips() -> None:
             assert found.bids == ((1.0, 50.0),)
 
 
+async def test_a_market_may_begin_while_others_are_being_sent() -> None:
+    first, second = new_symbol(), new_symbol()
+    async with paired(servers.redis().url, LiveWriterRules(commands_together=1)) as pair:
+        changes = pair.market.followed()
+        pipeline = pair.writer._connection.pipeline
+
+        def traded(symbol: str) -> None:
+            for sink in (pair.market.trades.sink(EXCHANGE, symbol), changes.trade_sink(EXCHANGE, symbol)):
+                sink(trade(1))
+
+        async def meanwhile(commands: Any) -> Any:
+            traded(second)
+            return await pipeline(commands)
+
+        KeptBook(pair.market, first).begin(5, {1.0: 2.0}, {1.5: 3.0})
+        traded(first)
+        pair.writer._connection.pipeline = meanwhile  # type: ignore[method-assign]
+        await pair.writer.flush()
+        pair.writer._connection.pipeline = pipeline  # type: ignore[method-assign]
+        await pair.writer.flush()
+        for symbol in (first, second):
+            assert (await pair.reader.trades(EXCHANGE, symbol, 5)).value
+
+
 async def test_while_redis_is_away_nothing_is_kept_for_it_and_then_everything_comes() -> None:
     symbol = new_symbol()
     impatient = RedisRules(answer_seconds=2, connect_seconds=2)
