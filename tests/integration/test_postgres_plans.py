@@ -1,4 +1,4 @@
-"""How the server carries out each named query on ten million candles: by its indexes, in few partitions.
+"""How the server carries out each named query on millions of candles: by its indexes, in few partitions.
 
 The numbers are of what was done (EXPLAIN ANALYZE), not of what was planned: how many candles a statement looked
 at, and how many partitions or chunks it opened. Statements with arguments are tried with a plan made for these
@@ -23,8 +23,8 @@ from market.timeframe import ONE_MINUTE
 from store.postgres.address import DatabaseUrl
 from store.postgres.columns import Instant
 from store.postgres.connection import Connection, PoolRules, connect
+from store.postgres.mode import Mode
 from store.postgres.rows import find_series, read_candles
-from store.postgres.schema import Mode
 from store.postgres.store import PostgresStore
 from tests.support import filled_year, servers
 from tests.support.filled_year import INSTRUMENTS
@@ -137,6 +137,16 @@ CASES = [
     Case("read_coverage", span("2023-05-10", "2023-05-12"), 5),
     Case("read_coverage", EVER, 365, label="of a series"),
     Case("coverage_bounds", ("3", "60"), 2),
+    Case("read_delta", ("'binance'", "'C3/USDT'", "60", "0"), 2 * 365),
+    Case(
+        "series_versions",
+        (
+            "ARRAY['binance', 'binance', 'none']",
+            "ARRAY['C3/USDT', 'none', 'C1/USDT']",
+            "ARRAY[60, 60, 60]",
+        ),
+        0,
+    ),
     Case("delete_coverage", ("3", "60", instant("2023-05-10")), 1),
     Case("insert_coverage", (*span("2025-01-01", "2025-01-02"), "'present'", "'rest'", NOW, "NULL", "NULL"), 0),
     Case("insert_quarantine", ("3", "60", NOW, "'reason'", "'raw'", "'rest'", NOW), 0),
