@@ -6,7 +6,13 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 UV_VERSION := >=0.8,<1
 # Each file of tests on one of a few processes: one more than there are processors, since many wait for a server or a disk.
-PARALLEL := -n $(shell expr $$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2) + 1) --dist loadfile
+# In the order of tests/conftest.py, which begins with the long ones, so that none of them is left for the end.
+PARALLEL := -n $(shell expr $$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2) + 1) --dist loadfile --no-loadscope-reorder
+# What is tested in a second time zone: what makes texts of instants, or instants of texts, and what keeps them. That nothing
+# else asks for the machine's zone is seen by the lint rules DTZ. The models count minutes, servers have a zone of their own.
+ZONED := tests/unit/market tests/unit/store tests/unit/serve tests/unit/exchange/test_ccxt_errors.py \
+	tests/unit/exchange/test_ccxt_client.py tests/unit/exchange/test_history_now.py tests/unit/test_client.py tests/contract \
+	-k "not postgresql and not timescaledb and not hybrid and not redis and not rabbitmq and not model and not _kill"
 
 EXCHANGE ?= simulated
 SYMBOLS ?= BTC/USDT,ETH/USDT
@@ -67,7 +73,7 @@ doctor: $(READY) ## what is configured, what is reachable
 
 test: lint ## everything: lint, types, import rules, all tests, and again in another time zone (ARGS= goes to pytest)
 	$(BIN)/pytest $(if $(ARGS),,$(PARALLEL)) $(ARGS)
-	$(if $(ARGS),,TZ=Asia/Seoul $(BIN)/pytest -q $(PARALLEL) tests/unit tests/contract -k "not postgresql and not timescaledb and not hybrid and not redis and not rabbitmq")
+	$(if $(ARGS),,TZ=Asia/Seoul $(BIN)/pytest -q $(PARALLEL) $(ZONED))
 
 test-fast: $(READY) ## unit tests only
 	$(BIN)/pytest tests/unit $(ARGS)

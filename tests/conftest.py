@@ -35,6 +35,29 @@ RECORDED_COLUMNS = {
     "taker_buy_quote": "taker_buy_quote_volume",
 }
 
+TESTS = Path(__file__).resolve().parent
+#: The files that take longest, in the order in which a run begins with them: whichever was left for the end would
+#: keep one process busy while the others have nothing to do. Those that mostly wait stand between those that work.
+LONG = (
+    "integration/test_postgres_plans.py",
+    "acceptance/test_storm.py",
+    "integration/test_postgres_recorded.py",
+    "acceptance/test_silent_socket.py",
+    "acceptance/test_recorded_streams.py",
+    "contract/test_market_data.py",
+    "crash/test_ingest_kill.py",
+    "integration/test_retention.py",
+    "acceptance/test_recorded_year.py",
+    "acceptance/test_bad_messages.py",
+    "contract/test_candle_store_model.py",
+    "crash/test_database_kill.py",
+    "integration/test_stores_in_lockstep.py",
+    "acceptance/test_database_away.py",
+    "integration/test_postgres_upgrades.py",
+    "acceptance/test_ingest_command.py",
+    "contract/test_candle_store_writes.py",
+)
+
 
 class ManualClock:
     """A clock that stands still until it is moved."""
@@ -98,6 +121,13 @@ def postgres(request: pytest.FixtureRequest) -> Iterator[PrivatePostgres]:
 def timescaledb(postgres: PrivatePostgres) -> PrivatePostgres:
     """The same server, where it offers the TimescaleDB extension; skips, loudly, where it does not."""
     return servers.timescaledb()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the long files; within a file nothing changes its place."""
+    places = {TESTS / name: place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: places.get(item.path, len(LONG)))
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
