@@ -63,7 +63,7 @@ def test_four_commands_upgrade_at_the_same_moment(
 ) -> None:
     with PgBouncer(postgres) if pooled else nullcontext() as pooler:
         url = (pooler or postgres).url(name)
-        done = [(*one.communicate(timeout=120), one.returncode) for one in upgrade_at_once(url, mode, tmp_path)]
+        done = [(*one.communicate(timeout=300), one.returncode) for one in upgrade_at_once(url, mode, tmp_path)]
     assert [code for _, _, code in done] == [0] * PROCESSES, done
     # Each version by one of them.
     assert sorted(version for out, _, _ in done for version in json.loads(out)["applied"]) == VERSIONS

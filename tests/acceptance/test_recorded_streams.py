@@ -44,7 +44,7 @@ from tests.support.simulated import simulated_exchange
 
 pytestmark = pytest.mark.recorded
 
-DEADLINE = 120.0
+DEADLINE = 300.0
 FOREVER = 1 << 52
 #: Later than any session: REST is not asked for candles, of which it would know what the streams have said.
 LATER = 1_790_000_000_000

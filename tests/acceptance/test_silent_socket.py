@@ -33,9 +33,11 @@ BEGIN_MS = 1_717_200_030_000
 SYMBOLS = ("BTC/USDT", "ETH/USDT")
 #: A minute of the market takes 6 s.
 SPEED = 10.0
-#: Seconds without data that are too many; routes are looked at each second, and the machine may be busy.
-SILENCE, CHECK, BUSY = 1.0, 1.0, 1.0
-DEADLINE = 60.0
+#: Seconds without data that are too many; routes are looked at each second; so long the machine may be busy.
+SILENCE, CHECK, BUSY = 1.0, 1.0, 8.0
+#: Seconds of silence, in which REST must take over, and bring a closed candle, before the socket is heard again.
+SILENT = 24.0
+DEADLINE = 180.0
 
 
 @dataclass
@@ -154,7 +156,7 @@ async def check_everything(one: World) -> None:
 
 
 async def test_rest_takes_over_from_a_silent_socket_and_hands_back(tmp_path: Path, chandlery: Command) -> None:
-    silence = {"stream": "*", "from": 300, "count": 1, "do": "silence", "seconds": 12.0}
+    silence = {"stream": "*", "from": 300, "count": 1, "do": "silence", "seconds": SILENT}
     async with world(tmp_path, chandlery, silence) as one:
         await one.until("the command shows streams", lambda: one.shown() == dict.fromkeys(ALL, "stream"))
         began, closed = await one.silent(ALL)
@@ -197,7 +199,7 @@ async def test_rest_takes_over_from_a_silent_socket_and_hands_back(tmp_path: Pat
 
 async def test_single_silent_streams_are_helped_out(tmp_path: Path, chandlery: Command) -> None:
     trades, book = "trades BTC/USDT", "order_books ETH/USDT"
-    lasting = {"count": 1, "do": "silence", "scope": "stream", "seconds": 13.0}
+    lasting = {"count": 1, "do": "silence", "scope": "stream", "seconds": SILENT}
     faults: list[dict[str, Any]] = [
         {"stream": "btcusdt@trade", "from": 40, **lasting},
         {"stream": "ethusdt@depth@100ms", "from": 90, **lasting},

@@ -31,7 +31,7 @@ from tests.support.simulated import simulated_exchange
 SECONDS = float(os.environ.get("CHANDLERY_TEST_STORM_SECONDS", "24"))
 SPEED = 3600 / SECONDS
 #: Real seconds in which everything must have been repaired after the storm.
-CALM_SECONDS = 60.0
+CALM_SECONDS = 300.0
 EXCHANGE = "binance"
 
 

@@ -32,7 +32,7 @@ from tests.support.redis_server import PrivateRedis
 from tests.support.server_process import ServerProcess
 
 #: Seconds for whatever must arrive.
-DEADLINE = 30.0
+DEADLINE = 90.0
 #: Impatient, so that the server's return is seen soon.
 QUICK = BusRules(first_wait=0.02, longest_wait=0.1)
 

@@ -33,7 +33,7 @@ KILLS = 10
 #: Candles between the start of a run and its kill, at most; all kills together stay within the range.
 MOST_CANDLES = 15_000
 #: Seconds for a process to start, and for a whole run, at most.
-DEADLINE = 120.0
+DEADLINE = 300.0
 DATABASE = "market_data.sqlite3"
 
 

@@ -100,7 +100,7 @@ class Notes:
 @contextlib.contextmanager
 def write_lock(path: Path) -> Iterator[None]:
     """Another program that writes to the file, and takes its time."""
-    with contextlib.closing(sqlite3.connect(path, isolation_level=None, timeout=10)) as other:
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None, timeout=60)) as other:
         other.execute("BEGIN IMMEDIATE")
         yield
         other.execute("ROLLBACK")

@@ -61,7 +61,7 @@ async def pair(tmp_path: Path, clock) -> AsyncIterator[Pair]:
         ready: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         # The lifespan of the application is already running; a second one over the same store is as good.
         server = asyncio.create_task(serve_app(one.app, "127.0.0.1", 0, ready.set_result))
-        url = await asyncio.wait_for(ready, 20)
+        url = await asyncio.wait_for(ready, 90)
         http, home = chandlery.connect(url), await asyncio.to_thread(chandlery.connect, tmp_path)
         yield Pair(http, home, url, one)
         await asyncio.to_thread(http.close)

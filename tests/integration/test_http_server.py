@@ -22,7 +22,7 @@ from tests.support.http_service import END, QUERY, service
 async def started(app: FastAPI) -> tuple[asyncio.Task[None], str]:
     ready: asyncio.Future[str] = asyncio.get_running_loop().create_future()
     task = asyncio.create_task(serve_app(app, "127.0.0.1", 0, ready.set_result))
-    done, _ = await asyncio.wait({task, ready}, timeout=20, return_when=asyncio.FIRST_COMPLETED)
+    done, _ = await asyncio.wait({task, ready}, timeout=90, return_when=asyncio.FIRST_COMPLETED)
     if task in done:
         task.result()
     return task, await ready
@@ -47,7 +47,7 @@ async def test_it_answers_on_a_free_port_and_stops_when_cancelled(tmp_path: Path
             assert answer.content == (await one.candles()).content
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
-                await asyncio.wait_for(task, 20)
+                await asyncio.wait_for(task, 90)
             assert closed == [True]
             with pytest.raises(httpx.TransportError):
                 await http.get("/v1/health")

@@ -41,7 +41,7 @@ from market.trade import Trade
 from tests.support.simulated import simulated_exchange
 
 OKX_SYMBOLS = {"BTC/USDT": "BTC-USDT", "UNI/USD:UNI": "UNI-USD-SWAP", "BTC/USD:BTC-220527": "BTC-USD-220527"}
-DEADLINE = 30.0
+DEADLINE = 90.0
 
 
 class Session:

@@ -32,7 +32,7 @@ SUBSCRIBE = json.dumps({"method": "SUBSCRIBE", "params": ["btcusdt@trade"], "id"
 @asynccontextmanager
 async def replaying(path: Path, **options: Any) -> AsyncIterator[httpx.AsyncClient]:
     config = SimulatorConfig(replay=path, port=0, **({"speed": math.inf} | options))
-    async with running_simulator(config) as url, httpx.AsyncClient(base_url=url, timeout=20) as client:
+    async with running_simulator(config) as url, httpx.AsyncClient(base_url=url, timeout=60) as client:
         yield client
 
 
@@ -258,7 +258,7 @@ async def test_a_new_connection_goes_on_where_the_last_one_was_cut(tmp_path: Pat
         asked = asyncio.create_task(client.get("/api/v3/depth?symbol=BTCUSDT"))
         messages: list[str] = []
         async with stream(client, "/stream?streams=btcusdt@trade") as socket:
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(90):
                 with pytest.raises(ConnectionClosed) as cut:
                     await until_the_end(socket, messages)
             assert cut.value.rcvd is None
@@ -306,7 +306,7 @@ async def test_who_connects_takes_over(tmp_path: Path) -> None:
 
 
 async def test_a_silence_pauses_a_replay_without_time_of_its_own(tmp_path: Path) -> None:
-    faults = with_faults(tmp_path, {"stream": "*@trade", "from": 6, "do": "silence", "seconds": 0.5, "n": 4})
+    faults = with_faults(tmp_path, {"stream": "*@trade", "from": 6, "do": "silence", "seconds": 3.0, "n": 4})
     async with (
         replaying(made(tmp_path), faults=faults) as client,
         stream(client, "/stream?streams=btcusdt@trade") as socket,

@@ -58,7 +58,7 @@ async def until(condition: Callable[[], bool], what: str) -> None:
 
 
 async def ending(socket: Socket) -> str:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         with pytest.raises(ExchangeUnavailable) as caught:
             await socket.ended()
     return str(caught.value)
@@ -255,7 +255,7 @@ async def test_a_listener_that_raises_ends_the_connection_with_its_error() -> No
 
     async with serving(numbers) as url:
         with capture_logs() as logs:
-            async with asyncio.timeout(10), opened_socket(url, broken) as socket:
+            async with asyncio.timeout(60), opened_socket(url, broken) as socket:
                 with pytest.raises(ZeroDivisionError, match="a bug"):
                     await socket.ended()
         assert [entry["event"] for entry in logs] == ["listener_failed"]
@@ -275,7 +275,7 @@ async def test_a_listener_that_raises_on_what_was_held_ends_it_too() -> None:
         if int(message) > 5:
             raise ZeroDivisionError("a bug")
 
-    async with serving(numbers) as url, asyncio.timeout(10), opened_socket(url, broken) as socket:
+    async with serving(numbers) as url, asyncio.timeout(60), opened_socket(url, broken) as socket:
         await until(lambda: bool(paused), "the pause")
         socket.resume()
         with pytest.raises(ZeroDivisionError, match="a bug"):

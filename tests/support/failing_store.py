@@ -25,7 +25,7 @@ from store.sqlite.store import SqliteStore
 #: Nothing waits long, and nothing is compared but when a test asks for it.
 QUICK = CatchUpRules(share=0.99, first_pause_s=0.01, longest_pause_s=0.02)
 #: Seconds after which a test gives up waiting.
-DEADLINE = 30.0
+DEADLINE = 90.0
 
 
 class Switch:

@@ -12,7 +12,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 #: Seconds a process may take for anything before the test fails.
-DEADLINE = 60.0
+DEADLINE = 120.0
 
 
 class Worker:
