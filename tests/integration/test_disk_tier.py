@@ -7,6 +7,7 @@ import json
 import os
 import random
 import shutil
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,7 +21,7 @@ from market.errors import BadInput
 from market.timeframe import TIMEFRAMES
 from store.cache.statistics import TierStatistics
 from store.tiers.disk import ChunkName, DiskTier
-from store.tiers.disk_folder import room_of
+from store.tiers.disk_folder import room_of, write
 from tests.conftest import ManualClock
 from tests.support.disk_worker import MONTHS, SYMBOLS, chunk
 from tests.support.made_candles import BTC, DAY, HOUR, MINUTE
@@ -492,22 +493,30 @@ def test_many_threads(disk: DiskTier, tmp_path: Path) -> None:
     assert estimate >= disk.sweep().bytes == sum(rooms)
 
 
-def test_after_it_was_frozen_and_dropped_no_put_ends(disk: DiskTier, tmp_path: Path) -> None:
-    chunks = [chunk(symbol, month, 1) for month in range(MONTHS) for symbol in SYMBOLS]
+def test_after_it_was_frozen_and_dropped_no_put_ends(
+    disk: DiskTier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inside, go_on = threading.Event(), threading.Event()
 
-    def put_all(_: int) -> bool:
-        while all(disk.put(name, table) for name, table in chunks):
-            pass
-        return disk.frozen
+    def slow(*arguments: Any) -> None:
+        inside.set()
+        assert go_on.wait(30)
+        write(*arguments)
 
-    with ThreadPoolExecutor(4) as pool:
-        puts = [pool.submit(put_all, number) for number in range(4)]
-        while disk.counts.put < 20:
-            assert not any(one.done() for one in puts)
+    monkeypatch.setattr("store.tiers.disk.write", slow)
+    with ThreadPoolExecutor(3) as pool:
+        began = pool.submit(disk.put, *chunk("BTC/USDT", 0, 1))
+        assert inside.wait(30)
+        waiting = pool.submit(disk.put, *chunk("ETH/USDT", 0, 1))
         disk.frozen = True
-        assert disk.drop() > 0
-        assert list((tmp_path / "cache").iterdir()) == []
-        assert [one.result() for one in puts] == [True] * 4
+        dropped = pool.submit(disk.drop)
+        # It has to wait for the put that is under way; a drop that does not would be done by now.
+        with contextlib.suppress(TimeoutError):
+            dropped.result(0.3)
+        go_on.set()
+        assert began.result()
+        assert not waiting.result()
+        dropped.result()
     assert list((tmp_path / "cache").iterdir()) == []
 
 
