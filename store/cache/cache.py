@@ -80,7 +80,7 @@ class Cache:
         self._leases = Leases()
         self._pushing = Pushing(self._shared, self._leases, self.times, clock, self.sender)
         self._control = control
-        self._said = Control()
+        self._said: Control | None = None
         self._safety = SafetyState.NORMAL
 
     def peek(self, key: CacheKey) -> Cached[Any] | None:

@@ -92,6 +92,8 @@ class SharedTier:
         #: The keys and patterns in them.
         self._owed_names = 0
         self._settling = asyncio.Lock()
+        #: Attempts to deliver what is owed that failed.
+        self._failures = 0
 
     @property
     def owed(self) -> int:
@@ -109,12 +111,11 @@ class SharedTier:
         except SharedAway:
             return self._failed(keys)
         found = {}
-        # Something was invalidated while we asked and is not yet deleted: who knows what this is.
-        if self._owed:
-            answers = [None] * len(keys)
+        # Invalidated while we asked and not yet deleted: who knows what this is.
+        untrue = [one.matcher() for one in self._owed]
         now = self._clock.now_ms()
         for key, answer in zip(keys, answers, strict=True):
-            held = None if answer is None else self._opened(key, answer)
+            held = None if answer is None or any(one(key) for one in untrue) else self._opened(key, answer)
             if held is not None and held.left_ms(now, self._times.milliseconds(key.kind, now)) > 0:
                 found[key] = held
                 self._statistics.hit(ROUTER_TIER, key.kind)
@@ -178,13 +179,18 @@ class SharedTier:
         """Deliver what is owed; False if that is not possible now."""
         if not self._owed:
             return True
+        failures = self._failures
         async with self._settling:
+            # Whoever waited for an attempt that failed does not make another: the time-outs would add up.
+            if failures != self._failures:
+                return False
             # What is added meanwhile stays owed: its keys may have been written after they were deleted here.
             while self._owed:
                 owed = list(self._owed)
                 try:
                     await self._deliver(owed)
                 except SharedAway:
+                    self._failures += 1
                     return False
                 done = {id(one) for one in owed}
                 self._owed = [one for one in self._owed if id(one) not in done]

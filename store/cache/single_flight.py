@@ -189,6 +189,8 @@ class SingleFlight(Generic[K, V]):
                 flight.result.set_exception(error)
             else:
                 flight.result.set_result(task.result())
+            # Looked at here: whoever waits may have been cancelled just now, and nobody would look.
+            flight.result.exception()
         if flight.after is None:
             del self._flights[key]
         else:

@@ -14,6 +14,7 @@ from store.cache.cached import CacheHealth
 from store.cache.codec import Envelope
 from store.cache.invalidation import Invalidation, SeriesRange
 from store.cache.key import CacheKey
+from store.cache.time_to_live import TimesToLive
 from store.control import Control, OperatingState, SafetyState
 from tests.conftest import ManualClock
 from tests.support.shared_values import FakeSharedValues
@@ -117,6 +118,12 @@ async def test_the_operating_state_of_the_reader_decides(desk: Desk) -> None:
     desk.control = Control(operating=OperatingState.AGGRESSIVE)
     assert (desk.mine.peek(TICKER), await desk.theirs.get(TICKER)) == (None, None)
     assert desk.mine.times.operating is OperatingState.AGGRESSIVE
+
+
+def test_the_operator_decides_from_the_first_call_on(desk: Desk) -> None:
+    cache = desk.cache("third", times=TimesToLive(operating=OperatingState.DEFENSIVE))
+    cache.peek(TICKER)
+    assert cache.times.operating is OperatingState.BALANCED
 
 
 async def test_client_calls(desk: Desk) -> None:
@@ -228,6 +235,15 @@ async def test_what_is_owed_is_bounded(desk: Desk) -> None:
     assert await desk.mine.settle()
     # One message that names everything.
     assert (desk.theirs.peek(TICKER), desk.shared.kept) == (None, {})
+
+
+async def test_readers_who_wait_for_a_debt_to_be_settled_do_not_add_up_their_failures(desk: Desk) -> None:
+    desk.shared.away = True
+    await desk.mine.invalidate(POSITION)
+    desk.shared.calls.clear()
+    keys = [CacheKey.of("query", str(number)) for number in range(50)]
+    await asyncio.gather(*(desk.mine.get(key) for key in keys))
+    assert desk.shared.calls == ["delete"]
 
 
 async def test_pushed_values_are_never_loaded_and_newer_ones_win(desk: Desk) -> None:
