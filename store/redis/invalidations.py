@@ -58,24 +58,13 @@ class ListeningRules:
 
 
 class Invalidations:
-    """Tells and hears. Open with :meth:`opened`.
+    """Tells what is no longer true, and, while :meth:`listen` is open, hears it from others."""
 
-    :param hear: called with what other processes say, not with what this one says. It must not wait nor raise.
-    :param missed: called when something may not have been heard, and whenever listening begins: whatever is kept
-        from before must not be trusted any more. It must not wait nor raise.
-    """
-
-    def __init__(
-        self,
-        connection: RedisConnection,
-        hear: Callable[[Invalidation], None],
-        missed: Callable[[], None],
-        rules: ListeningRules,
-    ) -> None:
+    def __init__(self, connection: RedisConnection, rules: ListeningRules | None = None) -> None:
         self._connection = connection
-        self._hear = hear
-        self._missed = missed
-        self._rules = rules
+        self._rules = rules or ListeningRules()
+        self._hear: Callable[[Invalidation], None] = _nobody_hears
+        self._missed: Callable[[], None] = _nobody_misses
         # Channels, unlike keys, are the same in all databases of a server.
         self._channel = f"{PREFIX}{connection.url.database}:invalidations"
         self._run = secrets.randbits(64)
@@ -92,29 +81,27 @@ class Invalidations:
         #: How often something was, or may have been, missed.
         self.gaps = 0
 
-    @classmethod
     @contextlib.asynccontextmanager
-    async def opened(
-        cls,
-        connection: RedisConnection,
-        hear: Callable[[Invalidation], None],
-        missed: Callable[[], None],
-        rules: ListeningRules | None = None,
-    ) -> AsyncIterator[Invalidations]:
-        """Begin to listen, whether Redis answers or not."""
-        one = cls(connection, hear, missed, rules or ListeningRules())
-        tasks = [asyncio.create_task(one._listen()), asyncio.create_task(one._beat())]
+    async def listen(self, hear: Callable[[Invalidation], None], missed: Callable[[], None]) -> AsyncIterator[None]:
+        """Begin to listen, whether Redis answers or not; end with the context.
+
+        :param hear: called with what other processes say, not with what this one says. It must not wait nor raise.
+        :param missed: called when something may not have been heard, and whenever listening begins: whatever is
+            kept from before must not be trusted any more. It must not wait nor raise.
+        """
+        self._hear, self._missed = hear, missed
+        tasks = [asyncio.create_task(self._listen()), asyncio.create_task(self._beat())]
         try:
-            yield one
+            yield
         finally:
-            if one._sending is not None:
-                # It ends by itself, within the bounds of the connection.
-                await one._sending
             for task in tasks:
                 task.cancel()
             for task in tasks:
                 with contextlib.suppress(asyncio.CancelledError):
                     await task
+            if self._sending is not None:
+                # It ends by itself, within the bounds of the connection.
+                await self._sending
 
     async def publish(self, invalidation: Invalidation) -> None:
         """Tell all who listen.
@@ -231,3 +218,11 @@ class Invalidations:
     def _miss(self) -> None:
         self.gaps += 1
         self._missed()
+
+
+def _nobody_hears(invalidation: Invalidation) -> None:
+    """Before somebody listens."""
+
+
+def _nobody_misses() -> None:
+    """Before somebody listens."""

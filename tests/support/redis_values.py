@@ -60,11 +60,10 @@ async def opened_values(
     commands: list[tuple[str, float]] = []
     seconds = Seconds()
     breaker = CircuitBreaker("redis", SystemClock(), events.append, monotonic=seconds)
-    async with (
-        RedisConnection.opened(
-            RedisUrl.parse(url), rules, breaker, on_command=lambda *one: commands.append(one)
-        ) as connection,
-        Invalidations.opened(connection, heard.append, lambda: missed.append(None), listening) as invalidations,
-    ):
+    async with RedisConnection.opened(
+        RedisUrl.parse(url), rules, breaker, on_command=lambda *one: commands.append(one)
+    ) as connection:
+        invalidations = Invalidations(connection, listening)
         values = RedisValues(connection, invalidations)
-        yield OpenedValues(values, connection, invalidations, breaker, seconds, events, heard, missed, commands)
+        async with invalidations.listen(heard.append, lambda: missed.append(None)):
+            yield OpenedValues(values, connection, invalidations, breaker, seconds, events, heard, missed, commands)

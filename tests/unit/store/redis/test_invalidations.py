@@ -27,9 +27,9 @@ class Ear:
         self.heard: list[Invalidation] = []
         self.missed = 0
         connection: Any = _Nowhere()
-        self._one = Invalidations(
-            cast(RedisConnection, connection), self.heard.append, self._miss, ListeningRules()
-        )
+        self._one = Invalidations(cast(RedisConnection, connection))
+        self._one._hear = self.heard.append
+        self._one._missed = self._miss
 
     def _miss(self) -> None:
         self.missed += 1
