@@ -41,8 +41,8 @@ class RedisRules:
 
     def __post_init__(self) -> None:
         for name in ("connections", "connect_seconds", "answer_seconds", "refresh_seconds"):
-            if getattr(self, name) <= 0:
-                raise BadInput(name, getattr(self, name), "a number above 0")
+            if not 0 < getattr(self, name) < 86_400:
+                raise BadInput(name, getattr(self, name), "a number above 0 and below 86,400")
 
 
 class NoAnswer(Exception):

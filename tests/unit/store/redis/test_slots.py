@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from market.errors import BadInput
@@ -35,8 +37,8 @@ def test_a_server_without_a_name_is_where_we_asked(host: bytes | None) -> None:
 
 
 @pytest.mark.parametrize("name", ["connections", "connect_seconds", "answer_seconds", "refresh_seconds"])
-@pytest.mark.parametrize("value", [0, -1])
-def test_a_wrong_bound_is_refused_by_name(name: str, value: int) -> None:
+@pytest.mark.parametrize("value", [0, -1, float("nan"), float("inf")])
+def test_a_wrong_bound_is_refused_by_name(name: str, value: Any) -> None:
     with pytest.raises(BadInput) as caught:
         RedisRules(**{name: value})
     assert caught.value.field == name
