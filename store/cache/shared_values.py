@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from market.clock import Clock
@@ -67,8 +68,8 @@ class Held(NamedTuple):
 class SharedTier:
     """The shared values as one process uses them. Nothing here fails because they are away.
 
-    What could not be deleted while they were away is owed. While anything is owed nothing is read, since it may be
-    what should have been deleted; so the debt is settled before the next read.
+    What is to be deleted is owed until it is. Before a read the debt of an outage is settled, and what is still
+    owed then is not read, since it may be what should have been deleted.
 
     :param values: None: there are none, and every read misses.
     """
@@ -88,9 +89,13 @@ class SharedTier:
         self._clock = clock
         self._statistics = statistics
         self._sender = sender
-        self._owed: list[Invalidation] = []
+        #: By number, oldest first.
+        self._owed: dict[int, Invalidation] = {}
+        self._numbers = itertools.count()
         #: The keys and patterns in them.
         self._owed_names = 0
+        #: The numbers of those that somebody is delivering right now.
+        self._delivering: set[int] = set()
         self._settling = asyncio.Lock()
         #: Attempts to deliver what is owed that failed.
         self._failures = 0
@@ -104,18 +109,26 @@ class SharedTier:
         """Those of the keys that are there and may still be served."""
         if self.values is None or not keys:
             return {}
-        if not await self.settle():
+        # While somebody else settles, possibly for long, the other values can be read.
+        if self._owed.keys() - self._delivering and not self._settling.locked() and not await self.settle():
             return self._failed(keys)
+        untrue = self._untrue()
+        asked = []
+        for key in keys:
+            if untrue(key):
+                self._statistics.miss(ROUTER_TIER, key.kind)
+            else:
+                asked.append(key)
         try:
-            answers = await self.values.get(keys)
+            answers = await self.values.get(asked) if asked else []
         except SharedAway:
-            return self._failed(keys)
+            return self._failed(asked)
         found = {}
-        # Invalidated while we asked and not yet deleted: who knows what this is.
-        untrue = [one.matcher() for one in self._owed]
+        # Again: something may have been invalidated while we asked.
+        untrue = self._untrue()
         now = self._clock.now_ms()
-        for key, answer in zip(keys, answers, strict=True):
-            held = None if answer is None or any(one(key) for one in untrue) else self._opened(key, answer)
+        for key, answer in zip(asked, answers, strict=True):
+            held = None if answer is None or untrue(key) else self._opened(key, answer)
             if held is not None and held.left_ms(now, self._times.milliseconds(key.kind, now)) > 0:
                 found[key] = held
                 self._statistics.hit(ROUTER_TIER, key.kind)
@@ -137,8 +150,6 @@ class SharedTier:
         if not lasting:
             return False
         try:
-            if not await self.settle():
-                return False
             await self.values.put(lasting)
         except SharedAway:
             for key, _, _ in lasting:
@@ -151,8 +162,7 @@ class SharedTier:
         if self.values is None:
             return True
         # Owed from the start, so that being cancelled half-way forgets nothing.
-        self.owe(invalidations)
-        return await self.settle()
+        return await self._attempt(self.owe(invalidations))
 
     async def tell(self, invalidations: Sequence[Invalidation]) -> bool:
         """Tell the others without deleting anything; False if they could not be told."""
@@ -165,37 +175,52 @@ class SharedTier:
             return False
         return True
 
-    def owe(self, invalidations: Sequence[Invalidation]) -> None:
-        """Remember to :meth:`drop` these. Bounded: too many become one that names everything."""
+    def owe(self, invalidations: Sequence[Invalidation]) -> set[int]:
+        """Remember to :meth:`drop` these. Bounded: too many become one that names everything.
+
+        :returns: the numbers under which they are owed now.
+        """
         if self.values is None:
-            return
-        self._owed.extend(invalidations)
-        self._owed_names += sum(len(one.keys) or 1 for one in invalidations)
+            return set()
+        added = {next(self._numbers): one for one in invalidations}
+        self._owed_names += _names(invalidations)
+        self._owed.update(added)
         if self._owed_names > MOST_OWED:
-            self._owed_names = 1
-            self._owed = [Invalidation(sender=self._sender, everything=True)]
+            added = {next(self._numbers): Invalidation(sender=self._sender, everything=True)}
+            self._owed_names, self._owed = 1, dict(added)
+        return set(added)
 
     async def settle(self) -> bool:
-        """Deliver what is owed; False if that is not possible now."""
+        """Deliver what is owed and nobody is delivering; False if that is not possible now."""
         if not self._owed:
             return True
         failures = self._failures
         async with self._settling:
             # Whoever waited for an attempt that failed does not make another: the time-outs would add up.
-            if failures != self._failures:
-                return False
-            # What is added meanwhile stays owed: its keys may have been written after they were deleted here.
-            while self._owed:
-                owed = list(self._owed)
-                try:
-                    await self._deliver(owed)
-                except SharedAway:
-                    self._failures += 1
-                    return False
-                done = {id(one) for one in owed}
-                self._owed = [one for one in self._owed if id(one) not in done]
-                self._owed_names = sum(len(one.keys) or 1 for one in self._owed)
-        return True
+            return failures == self._failures and await self._attempt(self._owed.keys() - self._delivering)
+
+    async def _attempt(self, numbers: set[int]) -> bool:
+        owed = [self._owed[number] for number in sorted(numbers)]
+        self._delivering |= numbers
+        try:
+            await self._deliver(owed)
+        except SharedAway:
+            self._failures += 1
+            return False
+        else:
+            self._owed = {number: one for number, one in self._owed.items() if number not in numbers}
+            self._owed_names = _names(self._owed.values())
+            return True
+        finally:
+            self._delivering -= numbers
+
+    def _untrue(self) -> Callable[[CacheKey], bool]:
+        """Tells of a key whether something is owed about it."""
+        if not self._owed:
+            return lambda key: False
+        keys = {key for one in self._owed.values() for key in one.keys}
+        matchers = [one.matcher() for one in self._owed.values() if one.everything or one.pattern or one.series]
+        return lambda key: key in keys or any(matches(key) for matches in matchers)
 
     async def _deliver(self, owed: Sequence[Invalidation]) -> None:
         values = self.values
@@ -233,3 +258,8 @@ class SharedTier:
         for key in keys:
             self._statistics.error(ROUTER_TIER, key.kind)
         return {}
+
+
+def _names(invalidations: Iterable[Invalidation]) -> int:
+    """The keys and patterns in them."""
+    return sum(len(one.keys) or 1 for one in invalidations)

@@ -192,6 +192,33 @@ async def test_write_through_saves_first(desk: Desk) -> None:
     assert await desk.theirs.get(POSITION) == (9, "router", 0)
 
 
+async def test_writes_of_one_key_are_saved_one_after_the_other(desk: Desk) -> None:
+    order: list[str] = []
+    saving, go = asyncio.Event(), asyncio.Event()
+
+    async def first() -> None:
+        saving.set()
+        await go.wait()
+        order.append("first")
+
+    async def second() -> None:
+        order.append("second")
+
+    writes = [asyncio.create_task(desk.mine.write_through(POSITION, 1, first))]
+    await saving.wait()
+    writes.append(asyncio.create_task(desk.mine.write_through(POSITION, 2, second)))
+    # Another key does not wait.
+    await desk.mine.write_through(CANDLES, 3, nothing)
+    assert order == []
+    go.set()
+    await asyncio.gather(*writes)
+    assert order == ["first", "second"]
+    assert (await desk.mine.get(POSITION), await desk.theirs.get(POSITION)) == (
+        (2, "memory", 0),
+        (2, "router", 0),
+    )
+
+
 @pytest.mark.parametrize("failures", [[True], [False, True], [True, True], [False, True, True]])
 async def test_a_shared_tier_that_fails_after_the_save_keeps_nobody_on_the_old_value(
     desk: Desk, failures: list[bool]
@@ -243,7 +270,28 @@ async def test_readers_who_wait_for_a_debt_to_be_settled_do_not_add_up_their_fai
     desk.shared.calls.clear()
     keys = [CacheKey.of("query", str(number)) for number in range(50)]
     await asyncio.gather(*(desk.mine.get(key) for key in keys))
-    assert desk.shared.calls == ["delete"]
+    assert desk.shared.calls.count("delete") == 1
+
+
+async def test_a_long_deletion_keeps_only_what_it_names_from_being_read(desk: Desk) -> None:
+    await desk.theirs.set(POSITION, 1)
+    await desk.theirs.set(TICKER, 2)
+    deleting, go = asyncio.Event(), asyncio.Event()
+
+    async def wait(name: str) -> None:
+        if name == "delete_matching":
+            deleting.set()
+            await go.wait()
+
+    desk.shared.before = wait
+    invalidation = asyncio.create_task(desk.mine.invalidate_matching("position:*"))
+    await deleting.wait()
+    assert await desk.mine.get_many([POSITION, TICKER]) == {TICKER: (2, "router", 0)}
+    assert (await desk.mine.cache_aside(POSITION, desk.load)).tier == "database"
+    go.set()
+    await invalidation
+    misses = {(one.tier, one.kind): one.misses for one in desk.mine.statistics.snapshot()}
+    assert (misses["router", "position"], misses.get(("router", "ticker"), 0), desk.mine.owed) == (2, 0, 0)
 
 
 async def test_pushed_values_are_never_loaded_and_newer_ones_win(desk: Desk) -> None:
@@ -304,7 +352,8 @@ async def test_a_load_from_before_an_invalidation_is_not_put_and_not_joined(desk
     assert await desk.mine.get(POSITION) == (2, "memory", 0)
 
 
-async def test_a_put_that_an_invalidation_overtakes_is_taken_back(desk: Desk) -> None:
+@pytest.mark.parametrize("landed", [False, True])
+async def test_a_put_that_an_invalidation_overtakes_is_taken_back(desk: Desk, landed: bool) -> None:
     putting, go = asyncio.Event(), asyncio.Event()
 
     async def wait(name: str) -> None:
@@ -312,12 +361,13 @@ async def test_a_put_that_an_invalidation_overtakes_is_taken_back(desk: Desk) ->
             putting.set()
             await go.wait()
 
-    desk.shared.before = wait
+    setattr(desk.shared, "after" if landed else "before", wait)
     read = asyncio.create_task(desk.mine.cache_aside(POSITION, desk.load))
     await putting.wait()
     # As if heard from another process: it deletes nothing in the shared tier.
     desk.mine.apply(Invalidation(sender="theirs", keys=(POSITION,)))
     assert await desk.mine.get(POSITION) is None
+    assert bool(desk.shared.kept) == landed
     go.set()
     await read
     assert (desk.mine.peek(POSITION), desk.shared.kept) == (None, {})
