@@ -74,6 +74,7 @@ async def opened_tiers(
 
 async def _work(views: TieredViews, frequent: FrequentSeries, statistics: TierStatistics, preload: int) -> None:
     """Read ahead, then keep an eye on the safety state and tell what the tiers did."""
+    await views.tidy()
     await _read_ahead(views, frequent, preload)
     reported = time.monotonic()
     while True:

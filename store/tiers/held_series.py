@@ -118,9 +118,9 @@ class HeldSeries:
         return replace(known, tail=Tail.read(start, delta.rows, delta.chunks))
 
     def after(self, delta: SeriesDelta) -> HeldSeries:
-        """With what has changed since. The tail lacks rows where :meth:`rows_from` says so.
+        """With what has changed since. The tail may be wrong: see :attr:`whole`.
 
-        :param delta: the chunks changed since this revision, and the rows from :meth:`rows_from` on.
+        :param delta: the chunks changed since this revision, and the rows after the tail's last one.
         """
         changed = [one for one in delta.chunks if one.revision > self.revision]
         periods, unknown = dict(self.periods), set(self.unknown)
@@ -153,10 +153,6 @@ class HeldSeries:
             since=since,
         )
         return found._cut()
-
-    def rows_from(self) -> int | None:
-        """After which instant rows are to be asked for, so that the tail is whole; None without a tail."""
-        return None if self.tail is None else self.tail.last
 
     @property
     def whole(self) -> bool:

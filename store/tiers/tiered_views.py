@@ -105,6 +105,9 @@ class TieredViews:
         self._check = VersionCheck(store.versions)
         # A batch of many series is one question: nobody is turned away here.
         self._flight: SingleFlight[Series, None] = SingleFlight(most_waiting=100_000, wait_seconds=60.0)
+        self._reading: SingleFlight[tuple[str, Series], None] = SingleFlight(
+            most_waiting=100_000, wait_seconds=60.0
+        )
         self._told: dict[Series, int] = {}
         self._all_told = 0
         self.control = Control()
@@ -165,6 +168,11 @@ class TieredViews:
         if not self._control_fresh():
             await self._look_at_control()
 
+    async def tidy(self) -> None:
+        """Bring the disk tier within its limit, and clear away what killed processes left."""
+        if self._disk is not None and self.control.safety.writes:
+            await asyncio.to_thread(self._disk.sweep)
+
     async def read_ahead(self, series: Series, rows: int) -> None:
         """Have the newest rows of a series in memory before somebody asks for them."""
         for _ in range(_TRIES):
@@ -190,6 +198,16 @@ class TieredViews:
         mine = (("series", series), ("sealed", series), ("derived", series))
         self._entries.pop_where(lambda key: isinstance(key, tuple) and key[:2] in mine)
 
+    @property
+    def entries(self) -> Entries[object, object]:
+        """Process memory."""
+        return self._entries
+
+    @property
+    def used_bytes(self) -> int:
+        """What process memory holds."""
+        return self._entries.used_bytes
+
     def close(self) -> None:
         """Wait for the files that are being written."""
         self.sealed.close()
@@ -204,13 +222,10 @@ class TieredViews:
 
         :raises Moved: always: the view that asked for it is of another revision than what was read.
         """
-        series = held.series
         self.sealed.missed()
-        now = self._now(series)
-        start = chunk_start(start, series.timeframe)
-        delta = await self._store.delta(series, since=-1, after_ms=start - 1, limit=_MOST_TAIL_ROWS)
-        if delta is not None and not delta.more and delta.facts.revision >= held.revision:
-            self._keep(series, _Known(held.with_tail(start, delta), *now))
+        start = chunk_start(start, held.series.timeframe)
+        # Whoever wants more than who came first comes again.
+        await self._reading.run(("tail", held.series), partial(self._read_tail, held, start))
         raise Moved
 
     async def know_periods(self, held: HeldSeries) -> None:
@@ -218,16 +233,23 @@ class TieredViews:
 
         :raises Moved: always.
         """
-        series = held.series
-        now = self._now(series)
-        delta = await self._store.delta(
-            series, since=-1, after_ms=held.rows_from() or LATEST_MS, limit=_MOST_NEW_ROWS
-        )
+        await self._reading.run(("periods", held.series), partial(self._read_periods, held))
+        raise Moved
+
+    async def _read_tail(self, held: HeldSeries, start: int) -> None:
+        now = self._now(held.series)
+        delta = await self._store.delta(held.series, since=-1, after_ms=start - 1, limit=_MOST_TAIL_ROWS)
+        if delta is not None and not delta.more and delta.facts.revision >= held.revision:
+            self._keep(held.series, _Known(held.with_tail(start, delta), *now))
+
+    async def _read_periods(self, held: HeldSeries) -> None:
+        now = self._now(held.series)
+        after = LATEST_MS if held.tail is None else held.tail.last
+        delta = await self._store.delta(held.series, since=-1, after_ms=after, limit=_MOST_NEW_ROWS)
         if delta is not None and delta.facts.revision >= held.revision:
             found = held.known_again(delta)
             # A tail that a correction has met meanwhile is read anew when it is asked for: what is kept is whole.
-            self._keep(series, _Known(found if found.whole else replace(found, tail=None), *now))
-        raise Moved
+            self._keep(held.series, _Known(found if found.whole else replace(found, tail=None), *now))
 
     async def _view(self, series: Series, turn: int, away: bool) -> SeriesView | None:
         known = self._entries.get(("series", series))
@@ -299,10 +321,10 @@ class TieredViews:
         found, control = await self._check.of(series)
         self._control_mark, self._control_at, self._control_writes = mark, at, writes
         if control != self.control:
-            self._switch(control)
+            await self._switch(control)
         return found
 
-    def _switch(self, control: Control) -> None:
+    async def _switch(self, control: Control) -> None:
         self.control = control
         self._times.operating = control.operating
         self._entries.frozen = not control.safety.writes
@@ -313,7 +335,7 @@ class TieredViews:
             self._entries.clear()
             self._entries.frozen = True
             if self._disk is not None:
-                self._disk.drop()
+                await asyncio.to_thread(self._disk.drop)
         self._on_control(control)
 
     async def _learn(self, series: Series) -> None:
