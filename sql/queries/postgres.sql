@@ -374,11 +374,29 @@ LEFT JOIN (
     JOIN instruments i ON i.exchange = named.exchange AND i.symbol = named.symbol
     JOIN series s ON s.instrument_id = i.instrument_id AND s.timeframe = named.timeframe) found ON true;
 
--- name: read_changed_chunks
--- Digests of the chunks of (instrument, timeframe) that changed after (revision), oldest first.
-SELECT chunk_start, row_count, unverified, digest, revision, archived_rows, archived_digest FROM candle_chunks
-WHERE instrument_id = $1 AND timeframe = $2 AND revision > $3
-ORDER BY chunk_start;
+-- name: read_delta
+-- Of the series (exchange, symbol, timeframe): its keys, revision and listing, and its first open time where three-day
+-- candles count from that; its whole ledger as in read_coverage; and as in read_chunks the digests that changed after
+-- (revision). A series has some thousand of these at most, so they are all looked at: an index by revision would be
+-- written with every candle.
+SELECT i.instrument_id, s.revision, s.last_write, i.listed_at,
+       CASE WHEN i.listed_at IS NULL AND s.timeframe = 259200
+            THEN (SELECT l.interval_start FROM coverage l
+                  WHERE l.instrument_id = s.instrument_id AND l.timeframe = s.timeframe
+                    AND l.state IN ('present', 'archived')
+                  ORDER BY l.interval_start LIMIT 1) END AS first_open,
+       ARRAY(SELECT ROW(l.interval_start, l.interval_end, l.state, l.source, l.learned_at, l.expires_at, l.evidence)
+             FROM coverage l
+             WHERE l.instrument_id = s.instrument_id AND l.timeframe = s.timeframe
+             ORDER BY l.interval_start) AS coverage,
+       ARRAY(SELECT ROW(c.chunk_start, c.row_count, c.unverified, c.digest, c.revision, c.archived_rows,
+                        c.archived_digest)
+             FROM candle_chunks c
+             WHERE c.instrument_id = s.instrument_id AND c.timeframe = s.timeframe AND c.revision > $4
+             ORDER BY c.chunk_start) AS chunks
+FROM instruments i
+JOIN series s ON s.instrument_id = i.instrument_id AND s.timeframe = $3
+WHERE i.exchange = $1 AND i.symbol = $2;
 
 -- name: read_control
 -- What an operator has switched.

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import asyncpg
+
 from market.coverage import CoverageState, Covered
 from market.interval import Interval
 from store.postgres.connection import Connection
@@ -14,17 +16,19 @@ from store.series_key import SeriesKey
 async def read_coverage(connection: Connection, key: SeriesKey, start: int, end: int) -> list[Covered]:
     """Entries that overlap or touch ``[start, end]``, whole, oldest first."""
     rows = await connection.fetch(QUERIES["read_coverage"], key.instrument_id, key.timeframe, start, end)
-    return [
-        Covered(
-            interval=Interval(row[0], row[1]),
-            state=CoverageState(row[2]),
-            source=row[3],
-            learned_at=row[4],
-            expires_at=row[5],
-            evidence=row[6],
-        )
-        for row in rows
-    ]
+    return [to_covered(row) for row in rows]
+
+
+def to_covered(row: asyncpg.Record) -> Covered:
+    """A row of ``read_coverage``."""
+    return Covered(
+        interval=Interval(row[0], row[1]),
+        state=CoverageState(row[2]),
+        source=row[3],
+        learned_at=row[4],
+        expires_at=row[5],
+        evidence=row[6],
+    )
 
 
 async def replace_coverage(

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import asyncpg
 
+from market.candle import no_candles
 from market.clock import Clock
 from market.errors import StoreBusy
 from market.instrument import Series
@@ -13,12 +14,11 @@ from market.interval import Interval
 from store.candle_store import SeriesDelta, SeriesFacts, SeriesVersion
 from store.control import Control, OperatingState, SafetyState, checked_reason
 from store.postgres.connection import Connection
-from store.postgres.coverage import read_coverage
+from store.postgres.coverage import to_covered
 from store.postgres.database import Database
-from store.postgres.rows import QUERIES, find_series, read_candles, to_chunk
+from store.postgres.rows import QUERIES, read_candles, to_chunk
 from store.series_key import SeriesKey
 
-_ALWAYS = 2**62
 #: Longer than the server waits for the writers under way.
 _PATIENCE_SECONDS = 65.0
 
@@ -53,25 +53,33 @@ class PostgresVersions:
         for row in rows:
             if row["place"] is not None:
                 one = series[row["place"] - 1]
-                found[one] = _version(one, row)
+                key = _key(one, row)
+                found[one] = SeriesVersion(revision=key.revision, origin_ms=key.origin_ms)
         return found, _control(rows[0])
 
     async def delta(self, series: Series, *, since: int, after_ms: int, limit: int) -> SeriesDelta | None:
-        """What has become of a series since a revision, from one snapshot; None where it is not stored."""
+        """What has become of a series since a revision, from one snapshot; None where it is not stored.
+
+        Two questions: one for what is known of it, one for its rows.
+        """
 
         async def work(connection: Connection) -> SeriesDelta | None:
-            key = await find_series(connection, series)
-            if key is None:
+            row = await connection.fetchrow(
+                QUERIES["read_delta"], series.exchange, series.symbol, series.timeframe.seconds, since
+            )
+            if row is None:
                 return None
-            coverage = await read_coverage(connection, key, -_ALWAYS, _ALWAYS)
+            key = _key(series, row)
+            coverage = [to_covered(one) for one in row["coverage"]]
             known = Interval(coverage[0].interval.start, coverage[-1].interval.end) if coverage else None
-            chunks = await connection.fetch(QUERIES["read_changed_chunks"], key.instrument_id, key.timeframe, since)
-            # One more than asked for tells whether there are more.
-            rows = await read_candles(connection, key, Interval(after_ms + 1, _ALWAYS), limit + 1)
+            rows = no_candles()
+            if known is not None and after_ms + 1 < known.end:
+                # There is no candle that the ledger does not know. One more than asked for tells if there are more.
+                rows = await read_candles(connection, key, Interval(after_ms + 1, known.end), limit + 1)
             return SeriesDelta(
                 facts=SeriesFacts(revision=key.revision, origin_ms=key.origin_ms, known=known),
                 coverage=coverage,
-                chunks=[to_chunk(row) for row in chunks],
+                chunks=[to_chunk(one) for one in row["chunks"]],
                 rows=rows.slice(0, limit),
                 more=rows.num_rows > limit,
             )
@@ -115,11 +123,10 @@ async def _wait_for_writers(connection: Connection) -> None:
     await connection.execute(QUERIES["wait_for_writers"], timeout=_PATIENCE_SECONDS)
 
 
-def _version(series: Series, row: asyncpg.Record) -> SeriesVersion:
-    key = SeriesKey.of(
+def _key(series: Series, row: asyncpg.Record) -> SeriesKey:
+    return SeriesKey.of(
         series, row["instrument_id"], row["revision"], row["last_write"], row["listed_at"], row["first_open"]
     )
-    return SeriesVersion(revision=key.revision, origin_ms=key.origin_ms)
 
 
 def _control(row: asyncpg.Record) -> Control:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
-import tempfile
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,6 @@ from tests.support.made_candles import BTC, ETH, START, absence, at, batch, made
 
 ALL = -(2**40)
 BAD_ROW = Write(rows=(Row(11, BAD),), state=CandleState.CLOSED, absences=(), source="rest", pause=0)
-#: A server takes ten times as long as a file.
 RUNS = int(os.environ.get("CHANDLERY_TEST_VERSIONS", "12"))
 THREE_DAYS = BTC.at(TIMEFRAMES["3d"])
 
@@ -78,7 +76,7 @@ async def test_what_a_reader_sees_changes_the_version_and_nothing_else_does(stor
     await store.write(batch(made(range(5))))
     await store.write(batch(made(range(5)), state=CandleState.VERIFIED))
     await store.write(batch(made([0], version=1)))
-    await store.write(to_batch(BAD_ROW))
+    await store.write(to_batch(BAD_ROW, BTC))
     await store.write(batch(made([0]), series=ETH))
     await store.save_instruments([instrument(None)])
     assert len(await store.quarantined(BTC)) == 1
@@ -197,52 +195,51 @@ def by_chunk(table: pa.Table) -> dict[int, Any]:
     return {int(one): digest(table.filter(pa.array(starts == one))) for one in np.unique(starts)}
 
 
-@pytest.mark.parametrize("kind", ["sqlite", "hybrid"])
-@settings(max_examples=RUNS)
-@given(plan=st.lists(writes(), min_size=1, max_size=8))
-def test_versions_follow_what_readers_see(kind: str, plan: list[Write]) -> None:
-    follow(kind, plan)
+@pytest.mark.parametrize("kind", list(STORES))
+def test_versions_follow_what_readers_see(kind: str, clock: ManualClock, tmp_path: Path) -> None:
+    """One store, opened once; each plan has a series of its own."""
+    numbers = itertools.count(1)
+    with asyncio.Runner() as runner:
+        opened = STORES[kind](tmp_path, clock)
+        store = runner.run(opened.__aenter__())
+
+        @settings(max_examples=RUNS)
+        @given(plan=st.lists(writes(), min_size=1, max_size=8))
+        def follows(plan: list[Write]) -> None:
+            series = Series("binance", f"S{next(numbers)}/USDT", ONE_MINUTE)
+            runner.run(follow(store, series, clock, plan))
+
+        try:
+            follows()
+        finally:
+            runner.run(opened.__aexit__(None, None, None))
 
 
-@pytest.mark.parametrize("kind", ["postgresql", "timescaledb"])
-@settings(max_examples=max(1, RUNS // 4))
-@given(plan=st.lists(writes(), min_size=1, max_size=8))
-def test_versions_of_a_server_follow_what_readers_see(kind: str, plan: list[Write]) -> None:
-    follow(kind, plan)
-
-
-def follow(kind: str, plan: list[Write]) -> None:
+async def follow(store: Any, series: Series, clock: ManualClock, plan: list[Write]) -> None:
     """Carry out a plan; look at everything after each write."""
-
-    async def run(folder: Path) -> None:
-        clock = ManualClock()
-        async with STORES[kind](folder, clock) as store:
-            page = await store.page(BTC, WHOLE)
-            revision = 0
-            chunks: dict[int, Any] = {}
-            for one in plan:
-                clock.advance(one.pause)
-                mark = store.change_mark()
-                await store.write(to_batch(one))
-                new = await store.page(BTC, WHOLE)
-                told = (await version(store)).revision
-                changed = seen(new.table, new.coverage) != seen(page.table, page.coverage)
-                assert (told != revision) is changed, one
-                assert told >= revision
-                if mark is not None and changed:
-                    assert store.change_mark() != mark
-                delta = await store.delta(BTC, since=revision, after_ms=ALL, limit=10_000)
-                now = by_chunk(new.table)
-                differ = {start for start in chunks.keys() | now.keys() if chunks.get(start) != now.get(start)}
-                assert [chunk.start for chunk in delta.chunks] == sorted(differ)
-                assert {chunk.start: chunk.digest for chunk in delta.chunks} == {one: now[one] for one in differ}
-                assert delta.rows == new.table
-                assert delta.coverage == await store.coverage(BTC)
-                assert delta.facts == await store.facts(BTC)
-                page, revision, chunks = new, told, now
-            # Everything again is no change.
-            await store.write(replace(batch(page.table), source="rest"))
-            assert (await version(store)).revision == revision
-
-    with tempfile.TemporaryDirectory() as folder:
-        asyncio.run(run(Path(folder)))
+    page = await store.page(series, WHOLE)
+    revision = 0
+    chunks: dict[int, Any] = {}
+    for one in plan:
+        clock.advance(one.pause)
+        mark = store.change_mark()
+        await store.write(to_batch(one, series))
+        new = await store.page(series, WHOLE)
+        told = (await version(store, series)).revision
+        changed = seen(new.table, new.coverage) != seen(page.table, page.coverage)
+        assert (told != revision) is changed, one
+        assert told >= revision
+        if mark is not None and changed:
+            assert store.change_mark() != mark
+        delta = await store.delta(series, since=revision, after_ms=ALL, limit=10_000)
+        now = by_chunk(new.table)
+        differ = {start for start in chunks.keys() | now.keys() if chunks.get(start) != now.get(start)}
+        assert [chunk.start for chunk in delta.chunks] == sorted(differ)
+        assert {chunk.start: chunk.digest for chunk in delta.chunks} == {start: now[start] for start in differ}
+        assert delta.rows == new.table
+        assert delta.coverage == await store.coverage(series)
+        assert delta.facts == await store.facts(series)
+        page, revision, chunks = new, told, now
+    # Everything again is no change.
+    await store.write(batch(page.table, series=series, source="rest"))
+    assert (await version(store, series)).revision == revision

@@ -388,7 +388,7 @@ async def _do(pair: Pair, store: HybridStore, one: Write | Event) -> None:
     if isinstance(one, Write):
         pair.clock.time_ms += one.pause
         with contextlib.suppress(StoreUnavailable):
-            await store.write(to_batch(one))
+            await store.write(to_batch(one, BTC))
     elif one.name == "down":
         pair.secondary.down()
     elif one.name == "up":
