@@ -28,7 +28,7 @@ EXCHANGE = "binance"
 LIFETIME = 30_000
 #: A writer that has not been heard of for so long is gone.
 LEASE = 60_000
-RUNS = int(os.environ.get("CHANDLERY_TEST_BOOKS", "15"))
+RUNS = int(os.environ.get("CHANDLERY_TEST_BOOKS", "25"))
 #: Servers of the tests are often busy with something else.
 PATIENT = RedisRules(answer_seconds=10, connect_seconds=10)
 _NAMES = itertools.count()
@@ -55,6 +55,8 @@ class Writer:
         self.book = RedisOrderBook(EXCHANGE, symbol)
         self.connection, self.owner, self.lease = connection, owner, lease
         self.number = 0
+        #: The last call that was done: what this writer knows to be there, if nobody else came.
+        self.left = 0
 
     def call(self) -> Call:
         self.number += 1
@@ -64,7 +66,7 @@ class Writer:
         return await self._said(self.book.replace(self.call(), snapshot, lifetime))
 
     async def apply(self, changes: LevelChanges, after: int | None = None, lifetime: int = LIFETIME) -> Outcome:
-        after = self.number if after is None else after
+        after = self.left if after is None else after
         return await self._said(self.book.apply(self.call(), after, changes, lifetime))
 
     async def remove(self, why: str = "stale: a hole") -> Outcome:
@@ -72,7 +74,10 @@ class Writer:
 
     async def _said(self, said: Any) -> Outcome:
         (reply,) = await self.connection.pipeline([said])
-        return written(reply).outcome
+        outcome = written(reply).outcome
+        if outcome is Outcome.DONE:
+            self.left = self.number
+        return outcome
 
 
 async def read(connection: RedisConnection, symbol: str, levels: int = 1000) -> BookSnapshot | str | None:
@@ -110,13 +115,13 @@ sizes = st.one_of(st.just(0.0), st.sampled_from([1.0, 0.1, 2.5, 1e-9, 123456789.
 levels_of_change = st.dictionaries(prices, sizes, max_size=6)
 steps = st.lists(
     st.tuples(
-        st.sampled_from(["apply", "apply", "apply", "replace", "remove", "old", "forget"]),
-        st.sampled_from(["a", "b"]),
+        st.sampled_from(["apply"] * 8 + ["replace"] * 3 + ["remove", "old", "forget"]),
+        st.sampled_from(["a", "a", "a", "b"]),
         levels_of_change,
         levels_of_change,
     ),
-    min_size=1,
-    max_size=25,
+    min_size=10,
+    max_size=30,
 )
 
 
@@ -149,7 +154,6 @@ async def _every_read(url: str, steps: list[Any], levels: int) -> None:
         looking = asyncio.create_task(look())
         for last_id, (what, name, bids, asks) in enumerate(steps, start=1):
             writer = writers[name]
-            before = writer.number
             if what == "replace":
                 assert await writer.replace(snapshot(last_id, bids, asks)) is Outcome.DONE
                 model = without_zeros(bids, asks)
@@ -164,7 +168,7 @@ async def _every_read(url: str, steps: list[Any], levels: int) -> None:
                 continue
             else:
                 # A book that another has put down, or that is gone, is not changed.
-                after = before - 1 if what == "old" else before
+                after = writer.left - 1 if what == "old" else writer.left
                 fits = model is not None and there == (name, after)
                 outcome = await writer.apply(changes(last_id, bids, asks), after)
                 assert outcome is (Outcome.DONE if fits else Outcome.REFUSED)
