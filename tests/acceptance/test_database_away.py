@@ -95,18 +95,20 @@ async def test_a_database_away_under_full_load(server: PrivatePostgres, tmp_path
         async with fed(url, settings, storm.SYMBOLS, account) as (feed, watch):
             load = Load(feed, watch, RATE, LOADED)
             loading = asyncio.create_task(load.run())
-            await reached(lambda: len(account.stored) == LOADED + len(storm.SYMBOLS), 60, "every series is written")
+            await reached(
+                lambda: len(account.stored) == LOADED + len(storm.SYMBOLS), 300, "every series is written"
+            )
             began, before = time.monotonic(), load.each
             watch.begin()
             with frozen(server):
-                await reached(lambda: time.monotonic() >= began + AWAY, AWAY + 60, "the time is over")
+                await reached(lambda: time.monotonic() >= began + AWAY, AWAY + 300, "the time is over")
                 away = feed.writer.status()
             back, during = time.monotonic(), load.each - before
             assert away.state is WriterState.SPILLING
-            await reached(lambda: watch.writer.state is WriterState.DIRECT, 2 * AWAY + 90, "it is replayed")
+            await reached(lambda: watch.writer.state is WriterState.DIRECT, 2 * AWAY + 300, "it is replayed")
             direct = time.monotonic()
             end = direct + SETTLING + LOOKED_AT
-            await reached(lambda: time.monotonic() >= end, SETTLING + LOOKED_AT + 60, "some time at rest")
+            await reached(lambda: time.monotonic() >= end, SETTLING + LOOKED_AT + 300, "some time at rest")
             load.stop()
             await loading
             await feed.writer.durable()

@@ -30,7 +30,7 @@ from tests.support.made_candles import BTC, ETH, START, absence, at, batch, made
 from tests.support.postgres_server import PrivatePostgres
 
 WHOLE = (START, at(100_000))
-RULES = PoolRules(acquire_seconds=2.0, connect_seconds=2.0, command_seconds=2.0, away_seconds=0.1)
+RULES = PoolRules(acquire_seconds=10.0, connect_seconds=10.0, command_seconds=4.0, away_seconds=0.1)
 
 
 @pytest.fixture(scope="module")
@@ -137,8 +137,8 @@ async def test_a_secondary_that_falls_silent_holds_a_write_up_once(filled: Two) 
                 assert await store.write(batch(made([minute]))) == Written(inserted=1)
             for minute in range(20):
                 assert await store.write(batch(made([minute]), series=ETH))
-            # Twenty waits would be forty seconds.
-            assert time.monotonic() - started < 20
+            # Forty waits would be 160 seconds.
+            assert time.monotonic() - started < 80
             assert set(store.status.behind) == {BTC, ETH}
             proxy.come_back()
             await until(lambda: store.status.current)

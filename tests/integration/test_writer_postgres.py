@@ -17,7 +17,7 @@ from store.postgres.mode import Mode
 from store.postgres.store import PostgresStore
 from tests.support.failing_store import until
 from tests.support.made_candles import BTC, START, at, batch, made
-from tests.support.notes import RULES
+from tests.support.notes import IMPATIENT, RULES
 from tests.support.postgres_server import MAINTENANCE, PrivatePostgres
 from tests.support.scripted_writes import trade
 from tests.support.stored_trades import ALWAYS, LONG_AGO, put_trades
@@ -65,7 +65,7 @@ async def test_killed_under_load_it_gets_everything_in_order_and_once(
 ) -> None:
     url = DatabaseUrl.parse(server.url(NAME))
     async with (
-        PostgresStore.opened(url, CLOCK, rules=RULES, mode=Mode.PLAIN, refresh=False) as store,
+        PostgresStore.opened(url, CLOCK, rules=IMPATIENT, mode=Mode.PLAIN, refresh=False) as store,
         Writer.opened(store, tmp_path / "journal", CLOCK, rules=QUICK) as writer,
         asyncio.TaskGroup() as group,
     ):

@@ -54,7 +54,7 @@ def wanted(cut: int) -> Interval:
     return Interval(BEGIN_MS + MINUTE_MS, cut // MINUTE_MS * MINUTE_MS - 2 * MINUTE_MS)
 
 
-async def all_kept(store: Store, symbols: Sequence[str], cut: int, seconds: float = 60.0) -> None:
+async def all_kept(store: Store, symbols: Sequence[str], cut: int, seconds: float = 300.0) -> None:
     """Return as soon as every trade and candle before `cut` is stored."""
     end = time.monotonic() + seconds
     for symbol in symbols:
