@@ -19,6 +19,7 @@ from store.cache.breaker import CircuitBreaker
 from store.redis.address import RedisUrl
 from store.redis.command import command
 from store.redis.connection import RedisConnection
+from store.redis.live_keys import live_key
 from store.redis.node import RedisRules
 from store.redis.order_book import LevelChanges, RedisOrderBook, read_book, written
 from store.redis.ownership import Call, Outcome
@@ -152,40 +153,104 @@ async def _every_read(url: str, steps: list[Any], levels: int) -> None:
                 seen.append(await read(other, symbol, levels))
 
         looking = asyncio.create_task(look())
-        for last_id, (what, name, bids, asks) in enumerate(steps, start=1):
-            writer = writers[name]
-            if what == "replace":
-                assert await writer.replace(snapshot(last_id, bids, asks)) is Outcome.DONE
-                model = without_zeros(bids, asks)
-            elif what == "remove":
-                assert await writer.remove(f"why {last_id}") is Outcome.DONE
-                model = None
-            elif what == "forget":
-                await connection.pipeline([command("DEL", key) for key in writer.book._keys])
-                model = None
-                there = None
-                allowed.append(None)
-                continue
-            else:
-                # A book that another has put down, or that is gone, is not changed.
-                after = writer.left - 1 if what == "old" else writer.left
-                fits = model is not None and there == (name, after)
-                outcome = await writer.apply(changes(last_id, bids, asks), after)
-                assert outcome is (Outcome.DONE if fits else Outcome.REFUSED)
-                if not fits:
+        try:
+            for last_id, (what, name, bids, asks) in enumerate(steps, start=1):
+                writer = writers[name]
+                if what == "replace":
+                    assert await writer.replace(snapshot(last_id, bids, asks)) is Outcome.DONE
+                    model = without_zeros(bids, asks)
+                elif what == "remove":
+                    assert await writer.remove(f"why {last_id}") is Outcome.DONE
+                    model = None
+                elif what == "forget":
+                    await connection.pipeline([command("DEL", key) for key in writer.book._keys])
+                    model = None
+                    there = None
+                    allowed.append(None)
                     continue
-                assert model is not None
-                model = without_zeros(model[0] | bids, model[1] | asks)
-            there = name, writer.number
-            if model is None:
-                allowed.append(f"why {last_id}")
-            else:
-                found = await read(connection, symbol, levels)
-                assert sides(found) == expected(model, levels)
-                assert isinstance(found, BookSnapshot)
-                assert (found.last_id, found.received_at) == (last_id, _NOW)
-                allowed.append((last_id, *expected(model, levels)))
-        done.set()
-        await looking
+                else:
+                    # A book that another has put down, or that is gone, is not changed.
+                    after = writer.left - 1 if what == "old" else writer.left
+                    fits = model is not None and there == (name, after)
+                    outcome = await writer.apply(changes(last_id, bids, asks), after)
+                    assert outcome is (Outcome.DONE if fits else Outcome.REFUSED)
+                    if not fits:
+                        continue
+                    assert model is not None
+                    model = without_zeros(model[0] | bids, model[1] | asks)
+                there = name, writer.number
+                if model is None:
+                    allowed.append(f"why {last_id}")
+                else:
+                    found = await read(connection, symbol, levels)
+                    assert sides(found) == expected(model, levels)
+                    assert isinstance(found, BookSnapshot)
+                    assert (found.last_id, found.received_at) == (last_id, _NOW)
+                    allowed.append((last_id, *expected(model, levels)))
+        finally:
+            done.set()
+            await looking
         known = [(one.last_id, *sides(one)) if isinstance(one, BookSnapshot) else one for one in seen]
         assert all(one in allowed for one in known)
+
+
+async def test_a_book_is_changed_by_nobody_but_its_owner(url: str) -> None:
+    symbol = new_symbol()
+    async with connected(url) as connection:
+        first, second = Writer(connection, symbol, "a"), Writer(connection, symbol, "b")
+        book = snapshot(5, {1.0: 2.0, 0.1: 1.0}, {1.5: 1.0})
+        assert await first.replace(book) is Outcome.DONE
+        # The numbers agree, the owners do not; and the first one was heard of lately.
+        for outcome in (
+            await second.apply(changes(6, {1.1: 1.0}, {}), 1), await second.replace(book), await second.remove()
+        ):  # fmt: skip
+            assert outcome is Outcome.KEPT_BY_ANOTHER
+        second.lease = 0
+        assert await second.apply(changes(6, {1.1: 1.0}, {}), 1) is Outcome.REFUSED
+        assert await first.apply(changes(6, {0.10: 3.0, 1.1: 0.0}, {})) is Outcome.DONE
+        assert sides(await read(connection, symbol)) == ([(1.0, 2.0), (0.1, 3.0)], [(1.5, 1.0)])
+        assert await second.replace(snapshot(9, {1.2: 1.0}, {})) is Outcome.DONE
+        assert await first.apply(changes(7, {1.1: 1.0}, {})) is not Outcome.DONE
+        assert sides(await read(connection, symbol)) == ([(1.2, 1.0)], [])
+
+
+async def test_a_call_that_comes_late_undoes_nothing(url: str) -> None:
+    symbol = new_symbol()
+    async with connected(url) as connection:
+        writer = Writer(connection, symbol)
+        late = writer.book.replace(writer.call(), snapshot(1, {9.0: 9.0}, {}), LIFETIME)
+        late_removal = writer.book.remove(writer.call(), "late", LIFETIME)
+        assert await writer.replace(snapshot(5, {1.0: 2.0}, {1.5: 1.0})) is Outcome.DONE
+        for one in (late, late_removal):
+            assert written((await connection.pipeline([one]))[0]).outcome is Outcome.REFUSED
+        assert sides(await read(connection, symbol)) == ([(1.0, 2.0)], [(1.5, 1.0)])
+        assert await writer.remove("why") is Outcome.DONE
+        assert written((await connection.pipeline([late]))[0]).outcome is Outcome.REFUSED
+        assert await read(connection, symbol) == "why"
+
+
+@pytest.mark.parametrize("part", ["bid_sizes", "bid_prices", "ask_sizes", "ask_prices", "record"])
+async def test_half_a_book_is_none(url: str, part: str) -> None:
+    """Redis evicts key by key."""
+    symbol = new_symbol()
+    async with connected(url) as connection:
+        writer = Writer(connection, symbol)
+        assert await writer.replace(snapshot(5, {1.0: 2.0}, {1.5: 1.0})) is Outcome.DONE
+        await connection.execute("DEL", live_key(EXCHANGE, symbol, "order_book", part))
+        assert await read(connection, symbol) is None
+        assert await writer.apply(changes(6, {1.1: 1.0}, {1.6: 1.0})) is Outcome.REFUSED
+        assert await read(connection, symbol) is None
+        assert await writer.replace(snapshot(6, {1.0: 2.0}, {1.5: 1.0})) is Outcome.DONE
+        assert sides(await read(connection, symbol)) == ([(1.0, 2.0)], [(1.5, 1.0)])
+
+
+async def test_a_long_book_is_written_and_read_whole(url: str) -> None:
+    symbol = new_symbol()
+    bids = {price / 7: 1.0 + price for price in range(1, 10_001)}
+    asks = {2_000 + price / 7: 1.0 for price in range(5_001)}
+    async with connected(url) as connection:
+        writer = Writer(connection, symbol)
+        assert await writer.replace(snapshot(5, bids, asks)) is Outcome.DONE
+        assert sides(await read(connection, symbol, 20_000)) == expected((bids, asks), 20_000)
+        assert await writer.apply(changes(6, dict.fromkeys(bids, 0.0), dict.fromkeys(asks, 2.0))) is Outcome.DONE
+        assert sides(await read(connection, symbol, 20_000)) == ([], [(price, 2.0) for price in asks])
