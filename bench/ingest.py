@@ -13,16 +13,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import platform
 import statistics
 import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import httpx
 import pyarrow as pa
@@ -30,6 +28,7 @@ import uvicorn
 import uvloop
 
 from bench.chain import ALL, CLOCK, EXCHANGE, opened_chain, until
+from bench.figures import Figures
 from bench.handlers import ccxt_pro, cryptofeed, decoding
 from bench.messages import PER_SECOND, SYMBOLS, MadeMessages
 from bench.paired import Measured, Result, run
@@ -54,30 +53,6 @@ _SLOW = {"cryptofeed's Binance handler": 50_000, "ccxt.pro's Binance handler": 5
 _LAG_SECONDS, _LAG_RATES = 10, (5_000, 20_000)
 _HOUR = 3600 * PER_SECOND
 _CLOSES = 150
-
-
-@dataclass(frozen=True, kw_only=True)
-class Figures:
-    """Numbers that nothing stands beside."""
-
-    name: str
-    unit: str
-    values: dict[str, float]
-    #: The value that has a budget, and the most it may be.
-    budget: tuple[str, float] | None = None
-    more: dict[str, float] = field(default_factory=dict)
-
-    def to_json(self) -> dict[str, Any]:
-        """As it is kept in ``bench/results``."""
-        return asdict(self) | {"python": platform.python_version(), "machine": platform.machine()}
-
-    def line(self) -> str:
-        """One line for people."""
-        values, more = (
-            "   ".join(f"{name} {value:,.2f}" for name, value in part.items()) for part in (self.values, self.more)
-        )
-        budget = "" if self.budget is None else f" (budget {self.budget[0]} {self.budget[1]:g})"
-        return f"{self.name:50} {values} {self.unit}   {more}{budget}"
 
 
 def _start(minutes_ago: int) -> int:
