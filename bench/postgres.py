@@ -26,7 +26,7 @@ from market.clock import SystemClock
 from market.instrument import Series
 from market.timeframe import ONE_MINUTE
 from store.batch import CandleBatch
-from store.live import LiveCandles
+from store.live_source import LocalMarket
 from store.market_data import MarketData
 from store.postgres.address import DatabaseUrl
 from store.postgres.mode import Mode
@@ -212,7 +212,7 @@ def _reads(bench: Bench, rounds: int) -> list[Measured]:
     url = DatabaseUrl.parse(bench.server.url(bench.kept))
     opened = PostgresStore.opened(url, CLOCK, read_only=True)
     store = bench.run(opened.__aenter__())
-    market_data = MarketData(store, LiveCandles(CLOCK), CLOCK)
+    market_data = MarketData(store, LocalMarket.empty(CLOCK), CLOCK)
     connection = bench.run(asyncpg.connect(bench.server.url(bench.raw_kept)))
     end = START + bench.table.num_rows * ONE_MINUTE.milliseconds
     size = min(BATCH, bench.table.num_rows)

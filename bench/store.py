@@ -21,7 +21,7 @@ from market.clock import SystemClock
 from market.instrument import Series
 from market.timeframe import ONE_MINUTE
 from store.batch import CandleBatch
-from store.live import LiveCandles
+from store.live_source import LocalMarket
 from store.market_data import MarketData
 from store.sqlite.store import SqliteStore
 
@@ -141,7 +141,7 @@ def _reads(bench: Bench, rounds: int) -> list[Measured]:
     connection = bench.raw("raw-load")
     opened = SqliteStore.opened(bench.ours("kept"), CLOCK)
     store = bench.runner.run(opened.__aenter__())
-    market_data = MarketData(store, LiveCandles(CLOCK), CLOCK)
+    market_data = MarketData(store, LocalMarket.empty(CLOCK), CLOCK)
     mapped = bench.folder / "range.arrow"
     with pa.ipc.new_file(mapped, bench.table.schema) as writer:
         writer.write_table(bench.table)

@@ -24,7 +24,7 @@ from serve.columns import chosen_columns
 from serve.ranges import asked_interval, check_as_of, check_order, check_start
 from serve.records import covered_record, instrument_record, pairs, series_record
 from store.candle_store import CandleStore
-from store.live import LiveCandles
+from store.live_source import LocalMarket
 from store.market_data import MarketData
 from store.postgres.address import DatabaseUrl
 from store.sqlite.store import DATABASE_NAME, SqliteStore
@@ -40,7 +40,7 @@ class HomeSource:
     ) -> None:
         self._loop = loop
         self._clock = SystemClock()
-        self._market_data = MarketData(store, LiveCandles(self._clock), self._clock)
+        self._market_data = MarketData(store, LocalMarket.empty(self._clock), self._clock)
         # A client that nobody closes (a line in a shell) is closed with the interpreter.
         self._finalizer = weakref.finalize(self, _close, loop, thread, resources)
 

@@ -11,6 +11,7 @@ from types import ModuleType
 from typing import Protocol
 
 from chandlery.output import remark
+from chandlery.redis import opened_live
 from chandlery.settings import Settings, is_sqlite, sqlite_path
 from chandlery.tiers import opened_tiers
 from market.clock import SystemClock
@@ -20,7 +21,7 @@ from store.candle_store import CandleStore
 from store.files import locked
 from store.hybrid.side import Place
 from store.hybrid.store import HybridStore
-from store.live import LiveCandles
+from store.live_source import LocalMarket
 from store.market_data import MarketData
 from store.postgres.address import DatabaseUrl
 from store.settling import SettleStore
@@ -92,7 +93,7 @@ def postgres_module(address: DatabaseUrl) -> ModuleType:
 async def opened_market_data(settings: Settings) -> AsyncIterator[MarketData]:
     """The read interface over a home that must exist already."""
     async with opened_store(settings, read_only=True) as store:
-        yield MarketData(store, LiveCandles(CLOCK), CLOCK, archive(settings))
+        yield MarketData(store, LocalMarket.empty(CLOCK), CLOCK, archive(settings))
 
 
 @contextlib.asynccontextmanager
@@ -104,8 +105,14 @@ async def served_market_data(settings: Settings) -> AsyncIterator[MarketData]:
     async with (
         opened_store(settings, read_only=read_only) as store,
         opened_tiers(settings, store, archive(settings), CLOCK) as views,
+        opened_live(settings, views, CLOCK) as live,
     ):
-        yield MarketData(store, LiveCandles(CLOCK), CLOCK, archive(settings), views)
+        yield MarketData(store, live, CLOCK, archive(settings), views, recorded(settings, store))
+
+
+def recorded(settings: Settings, store: Store) -> TradeStore | None:
+    """Where trades are recorded, if they are."""
+    return store if settings.record_trades else None
 
 
 def holding(settings: Settings, what: str) -> contextlib.AbstractContextManager[None]:

@@ -71,6 +71,11 @@ class LiveSource(Protocol):
 class LocalMarket:
     """What ingest holds in this process."""
 
+    @classmethod
+    def empty(cls, clock: Clock) -> LocalMarket:
+        """Of a process into which nothing comes."""
+        return cls(LiveMarket(clock), clock)
+
     def __init__(self, market: LiveMarket, clock: Clock) -> None:
         self._market = market
         self._clock = clock

@@ -11,8 +11,6 @@ from collections.abc import Awaitable, Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-import pyarrow as pa
-
 from market.clock import Clock
 from market.coverage import Covered
 from market.errors import BadInput, NotFound
@@ -21,13 +19,16 @@ from market.interval import Interval, IntervalSet
 from market.timeframe import ONE_MINUTE
 from store.answer import CandleAnswer, SeriesInfo
 from store.archive.archive import Archive
+from store.cache.shared_values import SharedAway
 from store.candle_read import CandleRead, CandleRequest, Kept, open_gaps
 from store.candle_store import DATABASE_TIER, CandleStore
-from store.live import LiveCandles
+from store.live_source import Forming, LiveSource
+from store.market_now import MarketNow
 from store.tiers.encoded import Encoded
 from store.tiers.sealed import farthest
 from store.tiers.tiered_views import TieredViews
 from store.tiers.view import Moved, SeriesViews, StoredViews
+from store.trade_store import TradeStore
 
 _T = TypeVar("_T")
 
@@ -48,28 +49,29 @@ class StoreHealth:
     size_bytes: int
 
 
-class MarketData:
-    """Candles and what is known of them.
+class MarketData(MarketNow):
+    """Candles and what is known of them, and what is live now.
 
+    :param live: what ingest holds: in this process, or in Redis.
     :param views: what candles are read through; None reads the database each time.
-    :param live: the forming candles that ingest keeps in this process; empty where it runs elsewhere.
+    :param recorded: the store of trades, where they are recorded.
     :param archive: where candles are that the database has dropped; without it, asking for these is an error.
     """
 
     def __init__(
         self,
         store: CandleStore,
-        live: LiveCandles,
+        live: LiveSource,
         clock: Clock,
         archive: Archive | None = None,
         views: TieredViews | None = None,
+        recorded: TradeStore | None = None,
     ) -> None:
+        super().__init__(live, recorded, clock)
         self._store = store
         self._straight = StoredViews(store, archive)
         self._views: SeriesViews = views or self._straight
         self._tiers = views
-        self._live = live
-        self._clock = clock
 
     async def candles(
         self,
@@ -205,12 +207,22 @@ class MarketData:
         kept = Kept(native, minutes, facts[0].origin_ms, hull)
         return CandleRead(series, kept, self._clock, self._heard)
 
-    async def _heard(self, series: Series) -> tuple[pa.Table, int] | None:
-        return self._live.get(series)
+    async def _heard(self, series: Series) -> Forming | None:
+        try:
+            return await self._live.forming(series)
+        except SharedAway:
+            # What has closed is answered without what has not.
+            return None
 
     async def _unknown(self, series: Series) -> NotFound:
-        """What to say of a series that is not stored."""
+        """What to say of a series that is not stored.
+
+        :raises Moved: by now it is.
+        """
         stored = [one.series for one in await self._store.series()]
+        if series in stored or (series.timeframe.derives_from(ONE_MINUTE) and series.at(ONE_MINUTE) in stored):
+            # Written since it was looked for.
+            raise Moved
         exchanges = sorted({one.exchange for one in stored})
         if series.exchange not in exchanges:
             return NotFound("exchange", series.exchange, exchanges)

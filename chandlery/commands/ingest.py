@@ -9,6 +9,7 @@ import typer
 from chandlery.live_feed import FeedPlan, opened_feed
 from chandlery.options import Exchange, ExchangeUrl, Home, Symbols, Timeframe, load, run, symbols_of
 from chandlery.output import remark
+from chandlery.redis import opened_redis, opened_safety
 from chandlery.settings import Settings
 from chandlery.status_file import STATUS_NAME
 from chandlery.wiring import CLOCK, holding, opened_store
@@ -71,7 +72,17 @@ async def _keep_current(settings: Settings, plan: FeedPlan) -> None:
     with holding(settings, "ingest"):
         async with (
             opened_store(settings) as store,
-            opened_feed(plan, settings, store, LiveMarket(CLOCK), Teller()) as feed,
+            opened_redis(settings) as connection,
+            opened_safety(store) as writable,
+            opened_feed(
+                plan,
+                settings,
+                store,
+                LiveMarket(CLOCK),
+                Teller(),
+                connection=connection,
+                cache_writable=writable,
+            ) as feed,
         ):
             await feed.run(settings.home / STATUS_NAME)
 

@@ -20,10 +20,11 @@ from chandlery.live_feed import FeedPlan, OpenedFeed, opened_feed
 from chandlery.options import ExchangeUrl, Home, Since, Timeframe, instant, load, run, symbols_of
 from chandlery.output import remark
 from chandlery.progress import backfill_bar
+from chandlery.redis import opened_redis
 from chandlery.settings import SIMULATED, Settings
 from chandlery.status_file import STATUS_NAME
 from chandlery.tiers import opened_tiers
-from chandlery.wiring import CLOCK, archive, holding, opened_store
+from chandlery.wiring import CLOCK, archive, holding, opened_store, recorded
 from exchange.budget import Purpose
 from exchange.simulator.server import SimulatorConfig, running_simulator
 from ingest.backfill import BackfillRules, backfill
@@ -39,6 +40,7 @@ from serve.server import serve_app
 from store.archive.archive import ArchiveReport
 from store.candle_store import CandleStore
 from store.live_market import LiveMarket
+from store.live_source import LocalMarket
 from store.market_data import MarketData
 
 _DEFAULT_DAYS = 7
@@ -130,7 +132,9 @@ async def _run(plan: Plan, demo: bool) -> bool:
             store = await stack.enter_async_context(opened_store(settings))
             memory = LiveMarket(CLOCK)
             views = await stack.enter_async_context(opened_tiers(settings, store, archive(settings), CLOCK))
-            market_data = MarketData(store, memory.candles, CLOCK, archive(settings), views)
+            market_data = MarketData(
+                store, LocalMarket(memory, CLOCK), CLOCK, archive(settings), views, recorded(settings, store)
+            )
             ready: asyncio.Future[str] = asyncio.get_running_loop().create_future()
             app = create_app(lambda: _shared(market_data), archive(settings))
             # The service comes first: a port in use is known before anything is fetched, and what is stored
@@ -153,7 +157,17 @@ async def _run(plan: Plan, demo: bool) -> bool:
                 timeframe=plan.timeframe,
                 since_ms=plan.since or 0,
             )
-            live = await stack.enter_async_context(opened_feed(feed, settings, store, memory, Teller()))
+            live = await stack.enter_async_context(
+                opened_feed(
+                    feed,
+                    settings,
+                    store,
+                    memory,
+                    Teller(),
+                    connection=await stack.enter_async_context(opened_redis(settings)),
+                    cache_writable=lambda: views.control.safety.writes,
+                )
+            )
             keeping = asyncio.create_task(_keep(plan, demo, history, store, live, ready.result()))
             stack.push_async_callback(_end, keeping)
             await _first(keeping, serving)

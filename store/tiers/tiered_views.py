@@ -199,6 +199,16 @@ class TieredViews:
         self._entries.pop_where(lambda key: isinstance(key, tuple) and key[:2] in mine)
 
     @property
+    def times(self) -> TimesToLive:
+        """How long values live; follows the operating state."""
+        return self._times
+
+    @property
+    def statistics(self) -> TierStatistics:
+        """What the tiers did."""
+        return self._statistics
+
+    @property
     def entries(self) -> Entries[object, object]:
         """Process memory."""
         return self._entries

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 from store.live import LiveCandles
+from store.live_market import LiveMarket
+from store.live_source import LocalMarket
 from store.market_data import MarketData
 from tests.support.candle_stores import STORES
 from tests.support.tiered import tiered
@@ -33,16 +35,23 @@ async def second_store(
 
 
 @pytest.fixture
-def live(clock: Any) -> LiveCandles:
+def live_market(clock: Any) -> LiveMarket:
     """Router memory, empty."""
-    return LiveCandles(clock)
+    return LiveMarket(clock)
+
+
+@pytest.fixture
+def live(live_market: LiveMarket) -> LiveCandles:
+    """The forming candles in it."""
+    return live_market.candles
 
 
 @pytest.fixture(params=["straight", "tiers"])
 def market_data(
-    store: Any, live: LiveCandles, clock: Any, tmp_path: Path, request: pytest.FixtureRequest
+    store: Any, live_market: LiveMarket, clock: Any, tmp_path: Path, request: pytest.FixtureRequest
 ) -> Iterator[MarketData]:
     """The read interface over the store, without and with tiers between."""
+    live = LocalMarket(live_market, clock)
     if request.param == "straight":
         yield MarketData(store, live, clock)
         return

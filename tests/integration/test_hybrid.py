@@ -12,7 +12,7 @@ from structlog.testing import capture_logs
 from market.errors import BadInput, ChandleryError, NotFound, StoreBusy, StoreUnavailable, StoreUnusable
 from market.timeframe import TIMEFRAMES
 from store.batch import Written
-from store.live import LiveCandles
+from store.live_source import LocalMarket
 from store.market_data import MarketData
 from store.sqlite.store import SqliteStore
 from tests.support.failing_store import Pair, Switch, until
@@ -175,7 +175,7 @@ async def test_a_wrong_password_is_said_at_the_start_and_waited_for_later(pair: 
 async def test_while_the_primary_is_away_the_secondary_answers_and_says_so(pair: Pair) -> None:
     with capture_logs() as logs:
         async with pair.opened() as store:
-            data = MarketData(store, LiveCandles(pair.clock), pair.clock)
+            data = MarketData(store, LocalMarket.empty(pair.clock), pair.clock)
             await store.write(batch(made(range(100))))
             await store.write(batch(made([1]), series=ETH))
             answer = await data.candles(BTC)
@@ -202,7 +202,7 @@ async def test_while_the_primary_is_away_the_secondary_answers_and_says_so(pair:
 
 async def test_an_answer_of_a_secondary_that_lacks_something_says_so(pair: Pair) -> None:
     async with pair.opened() as store:
-        data = MarketData(store, LiveCandles(pair.clock), pair.clock)
+        data = MarketData(store, LocalMarket.empty(pair.clock), pair.clock)
         await store.write(batch(made(range(100))))
         await store.catch_up()
         pair.clock.advance(1000)
@@ -220,7 +220,7 @@ async def test_an_answer_of_a_secondary_that_lacks_something_says_so(pair: Pair)
     pair.primary.up()
     async with pair.opened(read_only=True) as reader:
         pair.primary.down()
-        data = MarketData(reader, LiveCandles(pair.clock), pair.clock)
+        data = MarketData(reader, LocalMarket.empty(pair.clock), pair.clock)
         assert (await data.candles(BTC)).tier == "secondary_unproven"
 
 

@@ -17,7 +17,7 @@ from store.batch import Written
 from store.hybrid.catch_up import CatchUpRules
 from store.hybrid.side import Place
 from store.hybrid.store import HybridStore
-from store.live import LiveCandles
+from store.live_source import LocalMarket
 from store.market_data import MarketData
 from store.postgres.address import DatabaseUrl
 from store.postgres.connection import PoolRules
@@ -158,7 +158,7 @@ async def test_a_server_that_is_down_at_the_start_is_used_later(filled: Two, ser
 
 async def test_while_a_killed_primary_is_away_the_file_answers(two: Two, server: PrivatePostgres) -> None:
     async with two.opened(database_first=True) as store:
-        data = MarketData(store, LiveCandles(two.clock), two.clock)
+        data = MarketData(store, LocalMarket.empty(two.clock), two.clock)
         await store.write(batch(made(range(3000)), absences=[absence(3000, 3010)]))
         await store.catch_up()
         before = await data.candles(BTC)

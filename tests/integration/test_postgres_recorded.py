@@ -31,7 +31,7 @@ from market.interval import Interval
 from market.rollup import roll_up
 from market.timeframe import DAY_MS, ONE_MINUTE, TIMEFRAMES, Timeframe
 from store.batch import Absence, CandleBatch, Written
-from store.live import LiveCandles
+from store.live_source import LocalMarket
 from store.market_data import MarketData
 from store.postgres.address import DatabaseUrl
 from store.postgres.aggregates import VIEWS
@@ -168,7 +168,7 @@ async def connection(loaded: Loaded) -> AsyncIterator[asyncpg.Connection]:
 
 @pytest.fixture
 def market_data(store: PostgresStore) -> MarketData:
-    return MarketData(store, LiveCandles(CLOCK), CLOCK)
+    return MarketData(store, LocalMarket.empty(CLOCK), CLOCK)
 
 
 async def derived(market_data: MarketData, series: Series, timeframe: Timeframe, interval: Interval) -> pa.Table:
@@ -396,7 +396,7 @@ async def test_datasets_are_the_same_in_every_store(
             assert [replace(one, learned_at=0) for one in await store.coverage(series)] == [
                 replace(one, learned_at=0) for one in await other.coverage(series)
             ]
-        data, reference = (MarketData(one, LiveCandles(CLOCK), CLOCK) for one in (store, other))
+        data, reference = (MarketData(one, LocalMarket.empty(CLOCK), CLOCK) for one in (store, other))
         for name in ("1m", "1h", "1d", "1w", "1M"):
             asked = {"start_ms": YEAR.start, "end_ms": YEAR.end}
             prints = {

@@ -16,7 +16,7 @@ from market.interval import Interval
 from market.timeframe import TIMEFRAMES
 from store.batch import Written
 from store.integrity import check_series
-from store.live import LiveCandles
+from store.live_source import LocalMarket
 from store.market_data import MarketData
 from store.postgres.address import DatabaseUrl
 from store.postgres.mode import Mode
@@ -64,7 +64,7 @@ async def test_everything_works_through_pgbouncer(
             assert corrected == [Written(corrected=2)] * 20
             if store.aggregates is not None:
                 await store.aggregates.refresh()
-            market_data = MarketData(store, LiveCandles(clock), clock)
+            market_data = MarketData(store, LocalMarket.empty(clock), clock)
             for one in others:
                 assert await store.read(one, *WHOLE, as_of_ms=then) == made(range(3000))
                 assert await check_series(store, one, clock) == []

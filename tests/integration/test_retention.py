@@ -25,7 +25,7 @@ from store.archived_page import ARCHIVE_TIER
 from store.consistency import differences
 from store.difference import DifferenceKind
 from store.integrity import archived_candles, check_series
-from store.live import LiveCandles
+from store.live_source import LocalMarket
 from store.market_data import MarketData
 from store.postgres.address import DatabaseUrl
 from store.postgres.aggregates import VIEWS
@@ -111,7 +111,7 @@ async def drop(store: PostgresStore, archive: Archive, before: int) -> Dropped:
 
 
 def reader(store: Any, archive: Archive | None, clock: Any) -> MarketData:
-    return MarketData(store, LiveCandles(clock), clock, archive)
+    return MarketData(store, LocalMarket.empty(clock), clock, archive)
 
 
 async def answers(market_data: MarketData, names: Sequence[str] = ("1m", "15m", "3d", "1w")) -> dict[Any, Any]:

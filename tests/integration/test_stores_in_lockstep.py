@@ -24,7 +24,7 @@ from market.interval import Interval
 from market.rollup import roll_up
 from market.timeframe import DEFAULT_ORIGIN_MS, ONE_MINUTE, TIMEFRAMES
 from store.batch import Absence, CandleBatch
-from store.live import LiveCandles
+from store.live_source import LocalMarket
 from store.market_data import MarketData
 from store.postgres.mode import Mode
 from tests.conftest import ManualClock
@@ -156,7 +156,7 @@ class Trio:
             return
         for name in ("1m", "5m", "1h", "1d"):
             answer = await self.same(
-                lambda store, name=name: MarketData(store, LiveCandles(self.clock), self.clock).candles(
+                lambda store, name=name: MarketData(store, LocalMarket.empty(self.clock), self.clock).candles(
                     series.at(TIMEFRAMES[name])
                 )
             )

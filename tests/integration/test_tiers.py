@@ -17,7 +17,7 @@ from market.errors import StoreReadOnly, StoreUnavailable
 from market.instrument import Series
 from market.timeframe import ONE_MINUTE, TIMEFRAMES
 from store.control import SafetyState
-from store.live import LiveCandles
+from store.live_source import LocalMarket
 from store.market_data import MarketData
 from store.sqlite.store import SqliteStore
 from store.tiers.tiered_views import TieredViews
@@ -68,8 +68,8 @@ def opened(tmp_path: Path, clock: ManualClock) -> Opened:
             switch = Switch()
             failing: Any = FailingStore(store, switch)
             views = tiered(failing, None, clock, tmp_path / "cache", **more)
-            through = MarketData(failing, LiveCandles(clock), clock, views=views)
-            straight = MarketData(store, LiveCandles(clock), clock)
+            through = MarketData(failing, LocalMarket.empty(clock), clock, views=views)
+            straight = MarketData(store, LocalMarket.empty(clock), clock)
             yield Read(store, switch, views, through, straight, tmp_path / "cache")
             views.close()
 

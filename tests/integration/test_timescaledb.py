@@ -18,7 +18,7 @@ from market.interval import Interval, IntervalSet
 from market.rollup import roll_up
 from market.timeframe import TIMEFRAMES
 from store.integrity import check_series
-from store.live import LiveCandles
+from store.live_source import LocalMarket
 from store.market_data import MarketData
 from store.postgres.aggregates import TIMEFRAMES_KEPT, VIEWS
 from store.postgres.maintenance import apply_rules
@@ -83,7 +83,7 @@ async def fingerprint(store: PostgresStore, series: Series = BTC) -> str:
 
 async def proven(store: PostgresStore, clock: Any) -> None:
     """Digests, ledger and aggregates are those of the rows."""
-    market_data = MarketData(store, LiveCandles(clock), clock)
+    market_data = MarketData(store, LocalMarket.empty(clock), clock)
     for series in (BTC, ETH):
         assert [one for one in await check_series(store, series, clock) if one.kind != "gap"] == []
         minutes = await stored(store, series)
@@ -179,7 +179,7 @@ async def test_new_rows_and_new_series_in_compressed_chunks(store: PostgresStore
 
 
 async def test_compression_changes_no_answer(store: PostgresStore, clock: Any) -> None:
-    market_data = MarketData(store, LiveCandles(clock), clock)
+    market_data = MarketData(store, LocalMarket.empty(clock), clock)
     names = ("1m", "3m", "5m", "15m", "30m", "1h", "2h", "4h", "6h", "12h", "1d", "3d")
     written = clock.now_ms() - 1000
     await store.write(batch(made([77, 4000], version=1)))

@@ -23,6 +23,8 @@ from serve.app import create_app
 from store.archive.archive import Archive
 from store.batch import Absence, CandleBatch
 from store.live import LiveCandles
+from store.live_market import LiveMarket
+from store.live_source import LocalMarket
 from store.market_data import MarketData
 from store.sqlite.store import DATABASE_NAME, SqliteStore
 
@@ -122,12 +124,12 @@ async def service(home: Path, clock: Clock) -> AsyncIterator[Service]:
     """A filled home under `home`, served in this process."""
     async with SqliteStore.opened(home / DATABASE_NAME, clock) as store:
         await fill(store)
-        live = LiveCandles(clock)
+        live = LiveMarket(clock)
         archive = Archive(home / "archive")
 
         @asynccontextmanager
         async def open_market_data() -> AsyncIterator[MarketData]:
-            yield MarketData(store, live, clock)
+            yield MarketData(store, LocalMarket(live, clock), clock)
 
         app = create_app(open_market_data, archive, clock)
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
@@ -135,4 +137,4 @@ async def service(home: Path, clock: Clock) -> AsyncIterator[Service]:
             app.router.lifespan_context(app),
             httpx.AsyncClient(transport=transport, base_url="http://test") as http,
         ):
-            yield Service(app, store, live, archive, http)
+            yield Service(app, store, live.candles, archive, http)

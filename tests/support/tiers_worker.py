@@ -13,7 +13,7 @@ import time
 import traceback
 import warnings
 from collections import Counter, deque
-from collections.abc import Awaitable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -24,6 +24,7 @@ import pyarrow as pa
 
 from chandlery import wiring
 from chandlery.settings import Settings
+from chandlery.tiers import opened_tiers
 from market.candle import candles
 from market.errors import ChandleryError, StoreBusy, StoreReadOnly, StoreUnavailable
 from market.instrument import Instrument
@@ -31,6 +32,7 @@ from market.interval import Interval
 from store.answer import CandleAnswer
 from store.batch import Absence, CandleBatch, Written
 from store.control import SafetyState
+from store.live_source import LocalMarket
 from store.market_data import MarketData
 from tests.support.made_candles import MINUTE
 from tests.support.tiers_model import (
@@ -239,11 +241,12 @@ class Process:
             raise AssertionError(f"an answer changed after it was given: {one}\n{wrong}")
 
 
-def together(settings: Settings, store: Any) -> contextlib.AbstractAsyncContextManager[Any]:
+@contextlib.asynccontextmanager
+async def together(settings: Settings, store: Any) -> AsyncIterator[MarketData]:
     """The read interface of a process that also writes, over the same store."""
-    return contextlib.nullcontext(
-        MarketData(store, wiring.LiveCandles(wiring.CLOCK), wiring.CLOCK, wiring.archive(settings))
-    )
+    archive = wiring.archive(settings)
+    async with opened_tiers(settings, store, archive, wiring.CLOCK) as views:
+        yield MarketData(store, LocalMarket.empty(wiring.CLOCK), wiring.CLOCK, archive, views)
 
 
 def to_batch(one: Write) -> CandleBatch:

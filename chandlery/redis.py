@@ -1,0 +1,83 @@
+"""Redis as the settings want it: what is live, shared by processes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib
+import time
+from collections.abc import AsyncIterator, Callable
+
+from chandlery.settings import Settings
+from chandlery.tiers import told
+from market.clock import Clock, SystemClock
+from market.errors import BadInput, Retryable
+from store.cache.breaker import CircuitBreaker
+from store.candle_store import CandleStore
+from store.live_source import LiveSource, LocalMarket
+from store.redis.address import RedisUrl
+from store.redis.live_reader import RedisMarket
+from store.redis.live_rules import RedisCommands
+from store.tiers.tiered_views import TieredViews
+
+#: Seconds between looks at the safety state.
+_LOOK_SECONDS = 1.0
+
+
+@contextlib.asynccontextmanager
+async def opened_redis(settings: Settings, clock: Clock | None = None) -> AsyncIterator[RedisCommands | None]:
+    """A connection to the Redis of the settings; None where they name none. One that is away is no error.
+
+    :raises BadInput: the driver is not installed.
+    """
+    if settings.redis_url is None:
+        yield None
+        return
+    url = RedisUrl.parse(settings.redis_url)
+    try:
+        module = importlib.import_module("store.redis.connection")
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "redis":
+            raise
+        accepted = "none, or the driver for it: pip install 'chandlery[redis]'"
+        raise BadInput("redis_url (CHANDLERY_REDIS_URL)", url.shown, accepted) from error
+    breaker = CircuitBreaker("redis", clock or SystemClock(), told, monotonic=time.monotonic)
+    async with module.RedisConnection.opened(url, module.RedisRules(), breaker) as connection:
+        yield connection
+
+
+@contextlib.asynccontextmanager
+async def opened_safety(store: CandleStore) -> AsyncIterator[Callable[[], bool]]:
+    """Whether the safety state lets the cache be written, looked at every second."""
+    control = await store.control()
+
+    async def look() -> None:
+        nonlocal control
+        while True:
+            await asyncio.sleep(_LOOK_SECONDS)
+            # While the database is away, what held holds.
+            with contextlib.suppress(Retryable):
+                control = await store.control()
+
+    looking = asyncio.create_task(look(), name="safety state")
+    try:
+        yield lambda: control.safety.writes
+    finally:
+        looking.cancel()
+        await asyncio.wait([looking])
+
+
+@contextlib.asynccontextmanager
+async def opened_live(settings: Settings, views: TieredViews, clock: Clock) -> AsyncIterator[LiveSource]:
+    """What is live, for a process that does not ingest: read from Redis, or nothing."""
+    async with opened_redis(settings, clock) as connection:
+        if connection is None:
+            yield LocalMarket.empty(clock)
+            return
+        yield RedisMarket(
+            connection,
+            clock,
+            times=views.times,
+            statistics=views.statistics,
+            reads=lambda: views.control.safety.reads_cache,
+        )
