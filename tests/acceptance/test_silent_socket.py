@@ -35,8 +35,9 @@ SYMBOLS = ("BTC/USDT", "ETH/USDT")
 SPEED = 10.0
 #: Seconds without data that are too many; routes are looked at each second; so long the machine may be busy.
 SILENCE, CHECK, BUSY = 1.0, 1.0, 8.0
-#: Seconds of silence, in which REST must take over, and bring a closed candle, before the socket is heard again.
-SILENT = 24.0
+#: Seconds of silence, in which REST must take over, and bring a closed candle, before the socket is heard again. A
+#: socket on which nothing at all comes for 20 s is given up.
+SILENT, STREAM_SILENT = 16.0, 24.0
 DEADLINE = 180.0
 
 
@@ -199,7 +200,7 @@ async def test_rest_takes_over_from_a_silent_socket_and_hands_back(tmp_path: Pat
 
 async def test_single_silent_streams_are_helped_out(tmp_path: Path, chandlery: Command) -> None:
     trades, book = "trades BTC/USDT", "order_books ETH/USDT"
-    lasting = {"count": 1, "do": "silence", "scope": "stream", "seconds": SILENT}
+    lasting = {"count": 1, "do": "silence", "scope": "stream", "seconds": STREAM_SILENT}
     faults: list[dict[str, Any]] = [
         {"stream": "btcusdt@trade", "from": 40, **lasting},
         {"stream": "ethusdt@depth@100ms", "from": 90, **lasting},

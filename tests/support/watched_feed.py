@@ -113,7 +113,8 @@ def exchange(folder: Path, faults: list[dict[str, Any]], **more: Any) -> Iterato
 
 @asynccontextmanager
 async def running(url: str, begin: int, home: Path, heard: Heard) -> AsyncIterator[Running]:
-    settings = Settings(home=home, channels=tuple(Channel), record_trades=True, silence=1.0, settle_ms=2000)
+    # No stream is silenced here, and what a busy machine is late with shall not count as silence.
+    settings = Settings(home=home, channels=tuple(Channel), record_trades=True, silence=10.0, settle_ms=2000)
     plan = FeedPlan(exchange=EXCHANGE, url=url, symbols=[BTC, ETH], timeframe=ONE_MINUTE, since_ms=begin)
     memory = LiveMarket(CLOCK)
     async with opened_store(settings) as store, opened_feed(plan, settings, store, memory) as feed:
