@@ -47,7 +47,8 @@ END = to_ms("2023-01-20")
 RULES = MaintenanceRules()
 ETH_HOURS, BTC_WEEKS = ETH.at(TIMEFRAMES["1h"]), BTC.at(TIMEFRAMES["1w"])
 SERIES = (BTC, ETH, ETH_HOURS, BTC_WEEKS)
-NAMES = ("1m", "3m", "5m", "15m", "30m", "1h", "2h", "4h", "6h", "8h", "12h", "1d", "3d", "1w", "1M")
+#: Kept and not, of minutes and of aggregates, of the calendar; those in between are made as their neighbours are.
+NAMES = ("1m", "3m", "5m", "15m", "1h", "12h", "1d", "3d", "1w", "1M")
 
 
 def minutes_of(start: int, end: int, hours: range = range(6)) -> list[int]:
