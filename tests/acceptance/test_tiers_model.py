@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.tiers_fleet import Fleet, ModelFailed
-from tests.support.tiers_model import Operation, Planner, Seeded, listed, shrunk
+from tests.support.tiers_model import Choices, Operation, Planner, Seeded, listed, shrunk
 from tests.support.tiers_worker import Place
 
 LOG = logging.getLogger(__name__)
@@ -27,18 +27,34 @@ SEED = os.environ.get("CHANDLERY_TEST_TIERS_SEED", "1")
 CHAPTER = 500
 #: Seconds to make a failing schedule shorter.
 SHRINK = float(os.environ.get("CHANDLERY_TEST_TIERS_SHRINK", "60"))
-KINDS = frozenset({"disk", "safety", "processes", "restore"})
-PLACES = [
-    Place(settings={}, role="opened"),
-    Place(settings={}, role="served"),
-    Place(settings={}, role="together"),
-]
+KINDS = frozenset(
+    {"disk", "safety", "processes", "restore", *os.environ.get("CHANDLERY_TEST_TIERS_KINDS", "").split(",")}
+)
+#: Bytes of process memory: for all, for some, for a series or two, for nothing; and of the disk tier.
+MEMORY = (1 << 28, 1 << 28, 300_000, 100_000, 30_000, 8_000, 0)
+DISK = (1 << 30, 1 << 30, 400_000, 60_000, 0)
+
+
+def places(choose: Choices) -> list[Place]:
+    """What the processes open; the less memory, the oftener they go to the disk."""
+    disk, preload = choose.one_of(DISK), choose.one_of((50, 0))
+    return [
+        Place(
+            settings={
+                "cache_memory_bytes": choose.one_of(MEMORY),
+                "cache_disk_bytes": disk,
+                "cache_preload": preload,
+            },
+            role=role,
+        )
+        for role in ("served", "together", "served")
+    ]
 
 
 @pytest.fixture
 def fleet(tmp_path: Path) -> Iterator[Fleet]:
     """Three processes."""
-    with Fleet(tmp_path, places=PLACES) as opened:
+    with Fleet(tmp_path) as opened:
         yield opened
 
 
@@ -47,7 +63,9 @@ def test_every_read_through_the_tiers_is_what_the_database_says(fleet: Fleet) ->
     counts: Counter[str] = Counter()
     started, used = time.monotonic(), time.process_time()
     for chapter in range(max(1, OPERATIONS // CHAPTER)):
-        schedule = Planner(Seeded(seed * 1000 + chapter), KINDS).plan(min(CHAPTER, OPERATIONS))
+        choose = Seeded(seed * 1000 + chapter)
+        fleet.places = places(choose)
+        schedule = Planner(choose, KINDS).plan(min(CHAPTER, OPERATIONS))
         counts += checked(fleet, schedule, f"seed {seed}, chapter {chapter}")
     took, used = time.monotonic() - started, time.process_time() - used + counts.pop("processor ms") / 1000
     figures = f"{counts['operations']} operations in {took:.1f} s, {used:.1f} s of processor"
@@ -70,8 +88,9 @@ def checked(fleet: Fleet, schedule: Sequence[Operation], name: str) -> Counter[s
                 return True
             return False
 
+        opened = "\n".join(f"  {one.role} {one.settings}" for one in fleet.places)
         short = shrunk(schedule[: number_of(error) + 1], fails, SHRINK)
-        pytest.fail(f"{name}: {said[0]}\n\nshortened to\n{listed(short)}\n{said[-1]}", pytrace=False)
+        pytest.fail(f"{name}: {said[0]}\n\nshortened to\n{opened}\n{listed(short)}\n{said[-1]}", pytrace=False)
 
 
 def number_of(error: ModelFailed) -> int:

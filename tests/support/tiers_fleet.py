@@ -27,6 +27,7 @@ from tests.support.tiers_model import (
     Backup,
     Broker,
     Damage,
+    Forget,
     Form,
     InProcess,
     Kill,
@@ -255,7 +256,7 @@ class _Run:
     # Operations in a process.
 
     def _in_process(self, one: InProcess) -> None:
-        reads = isinstance(one, Read | Ask | Form)
+        reads = isinstance(one, Read | Ask | Form | Forget)
         if not reads:
             self._written_at = time.monotonic()
         if isinstance(one, Safety):
@@ -298,7 +299,7 @@ class _Run:
         found = {}
         for path in sorted((self._home / CACHE).rglob("*")):
             with contextlib.suppress(FileNotFoundError):
-                if path.is_file() and not path.name.endswith(".lock"):
+                if path.is_file() and not foreign(path):
                     found[str(path.relative_to(self._home))] = path.stat().st_size
         return found
 
@@ -380,6 +381,11 @@ class _Run:
             self.open()
         self._safety = safety
         self._heard.clear()
+
+
+def foreign(path: Path) -> bool:
+    """Whether we put it there, or it is a lock: nothing that the tier has to take away."""
+    return path.name in ("notes.txt", "stray") or path.name.startswith("x") or path.name.endswith(".lock")
 
 
 def copy(source: Path, target: Path) -> None:

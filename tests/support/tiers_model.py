@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Protocol
 
 from market.candle import CandleState
@@ -110,6 +110,8 @@ class Read(InProcess):
     limit: int | None = None
     as_of: int | None = None
     forming: bool = False
+    #: In the form that is sent, which is kept; of one series.
+    encoded: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,6 +146,13 @@ class Safety(InProcess):
     """Somebody changes the safety state."""
 
     state: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forget(InProcess):
+    """The process drops what it has in memory, so that it looks on the disk."""
+
+    series: Series | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -239,6 +248,8 @@ class Planner:
     #: Past times of our clock.
     moments: list[int] = field(default_factory=list)
     safety: str = "normal"
+    #: Reads that may be made again, by another process or after a change.
+    asked: list[Read] = field(default_factory=list)
 
     def chance(self, percent: int) -> bool:
         return bool(self.choose.number(0, 99) >= 100 - percent)
@@ -252,8 +263,18 @@ class Planner:
         self.moments = [*self.moments[-19:], self.now]
         what = self.choose.number(0, 999)
         worker = self.choose.number(0, WORKERS - 1)
+        if self.safety in ("fail", "lockdown") and self.chance(10):
+            # Not for long: what is written is what there is to find.
+            self.safety = self.choose.one_of(("normal", "normal", "lockdown"))
+            return Safety(worker=worker, pause=pause, state=self.safety)
+        if what < 170 and self.asked:
+            again: Read = self.choose.one_of(self.asked)
+            return replace(again, worker=worker, pause=pause)
+        if what < 560:
+            self.asked = [*self.asked[-4:], self._read(worker, pause)]
+            return self.asked[-1]
         if what < 600:
-            return self._read(worker, pause)
+            return Forget(worker=worker, pause=pause, series=None if self.chance(60) else self._spot()[0])
         if what < 650:
             return self._ask(worker, pause)
         if what < 900:
@@ -269,6 +290,14 @@ class Planner:
             return Listed(worker=worker, pause=pause, symbol=self._symbol(), at=self._day() - DAY * self._small())
         return self._rare(what - 945, worker, pause) or self._read(worker, pause)
 
+    def write(self, worker: int) -> Write:
+        """A batch of any kind."""
+        return self._write(worker, 0)
+
+    def read(self, worker: int) -> Read:
+        """Candles of any kind."""
+        return self._read(worker, 0)
+
     def _rare(self, what: int, worker: int, pause: int) -> Operation | None:
         """One of 55 in a thousand; None where the place does not know it."""
         if what < 6:
@@ -276,9 +305,7 @@ class Planner:
         if what < 26 and "disk" in self.kinds:
             return Damage(pause=pause, which=self.choose.number(0, 1000), how=self.choose.one_of(DAMAGES))
         if what < 34 and "safety" in self.kinds:
-            # Not for long: writing is what there is to find.
-            options = ("fail", "lockdown", "warning", "normal") if self.safety == "normal" else ("normal",) * 3
-            self.safety = self.choose.one_of((*options, "lockdown"))
+            self.safety = self.choose.one_of(("fail", "lockdown", "warning", "normal"))
             return Safety(worker=worker, pause=pause, state=self.safety)
         if what < 38 and "redis" in self.kinds:
             return Broker(pause=pause, what=self.choose.one_of(BROKER))
@@ -408,6 +435,7 @@ class Planner:
             limit=limit,
             as_of=as_of,
             forming=self.chance(15),
+            encoded=len(many) == 1 and self.chance(40),
         )
 
     def _range(self, timeframe: Timeframe, series: Series, at: int) -> tuple[int | None, int | None, int | None]:

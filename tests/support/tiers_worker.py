@@ -34,10 +34,12 @@ from store.batch import Absence, CandleBatch, Written
 from store.control import SafetyState
 from store.live_source import LocalMarket
 from store.market_data import MarketData
+from store.tiers.encoded import Encoded
 from tests.support.made_candles import MINUTE
 from tests.support.tiers_model import (
     CLOSED,
     Ask,
+    Forget,
     Form,
     InProcess,
     Listed,
@@ -64,8 +66,8 @@ class Place:
 
     #: For :class:`chandlery.settings.Settings`.
     settings: dict[str, Any]
-    #: ``opened`` as commands do, ``served`` as the HTTP service does, ``together`` as `up` does.
-    role: str = "opened"
+    #: ``served`` as the HTTP service does, ``together`` as `up` does.
+    role: str = "served"
     #: Whether an answer may be behind by its declared age.
     may_be_stale: bool = False
 
@@ -119,8 +121,7 @@ class Process:
         else:
             # A reader finds a home that is there already.
             self._store = await self._stack.enter_async_context(wiring.opened_store(settings))
-            opened = wiring.served_market_data if place.role == "served" else wiring.opened_market_data
-            self._tiered = await self._stack.enter_async_context(opened(settings))
+            self._tiered = await self._stack.enter_async_context(wiring.served_market_data(settings))
         live = self._tiered._live
         self._plain = MarketData(self._store, live, self._clock, wiring.archive(settings))
         self._live = live
@@ -139,9 +140,13 @@ class Process:
                 return await self._ask(one, written_at)
             case Write() | WriteAll() | Listed() | Safety():
                 return await self._change(one)
+            case Forget():
+                self._tiered._views.forget(one.series)
+                return Reply()
             case Form():
                 row = made([one.open_time], one.version)
-                self._live.put(one.series, row, self._clock.now_ms())
+                if isinstance(self._live, LocalMarket):
+                    self._live._market.candles.put(one.series, row, self._clock.now_ms())
                 return Reply()
         raise AssertionError(one)
 
@@ -186,6 +191,8 @@ class Process:
         }
 
         async def ask(market_data: Any) -> list[Any]:
+            if one.encoded and market_data is self._tiered:
+                return [await outcome(kept(market_data, one, arguments))]
             if len(one.series) == 1:
                 answer = await outcome(market_data.candles(one.series[0], **arguments))
                 return [answer]
@@ -291,6 +298,19 @@ def made(open_times: Sequence[int], version: int) -> pa.Table:
             "early_close_time": pa.array(times + 30_000, pa.int64(), mask=~halted),
         }
     )
+
+
+async def kept(market_data: MarketData, one: Read, arguments: dict[str, Any]) -> CandleAnswer:
+    """An answer of one series as the HTTP service keeps it."""
+    series = one.series[0]
+
+    async def make() -> Encoded[CandleAnswer]:
+        answer = await market_data.candles(series, **arguments)
+        return Encoded(answer, answer.table.nbytes, (answer,))
+
+    question = (series, one.start, one.end, one.limit, one.as_of, one.forming)
+    answer, age_ms = await market_data.encoded(question, [series], make)
+    return answer if age_ms is None else replace(answer, tier="memory", age_ms=age_ms)
 
 
 async def outcome(asked: Awaitable[Any]) -> Any:
