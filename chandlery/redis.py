@@ -47,17 +47,23 @@ async def opened_redis(settings: Settings, clock: Clock | None = None) -> AsyncI
 
 
 @contextlib.asynccontextmanager
-async def opened_safety(store: CandleStore) -> AsyncIterator[Callable[[], bool]]:
-    """Whether the safety state lets the cache be written, looked at every second."""
+async def opened_safety(store: CandleStore, connection: RedisCommands | None) -> AsyncIterator[Callable[[], bool]]:
+    """Whether the safety state lets the cache be written, looked at every second; a lockdown empties Redis."""
     control = await store.control()
+    flushed = False
 
     async def look() -> None:
-        nonlocal control
+        nonlocal control, flushed
         while True:
-            await asyncio.sleep(_LOOK_SECONDS)
-            # While the database is away, what held holds.
+            # While the database is away, what held holds; while Redis is, it is emptied later.
             with contextlib.suppress(Retryable):
                 control = await store.control()
+                if control.safety.reads_cache:
+                    flushed = False
+                elif connection is not None and not flushed:
+                    await _flush(connection)
+                    flushed = True
+            await asyncio.sleep(_LOOK_SECONDS)
 
     looking = asyncio.create_task(look(), name="safety state")
     try:
@@ -65,6 +71,15 @@ async def opened_safety(store: CandleStore) -> AsyncIterator[Callable[[], bool]]
     finally:
         looking.cancel()
         await asyncio.wait([looking])
+
+
+async def _flush(connection: RedisCommands) -> None:
+    # With a connection there is its driver.
+    from store.redis.connection import RedisConnection  # noqa: PLC0415 - optional driver
+    from store.redis.flush import flush  # noqa: PLC0415 - optional driver
+
+    if isinstance(connection, RedisConnection):
+        await flush(connection)
 
 
 @contextlib.asynccontextmanager

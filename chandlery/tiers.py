@@ -14,11 +14,11 @@ from market.clock import Clock
 from market.errors import ChandleryError
 from market.system_event import SystemEvent
 from store.archive.archive import Archive
-from store.cache.entries import Entries
 from store.cache.statistics import TierStatistics
 from store.candle_store import CandleStore
 from store.tiers.disk import DiskTier
 from store.tiers.frequent import FrequentSeries
+from store.tiers.process_memory import ProcessMemory
 from store.tiers.tiered_views import TieredViews
 
 log = structlog.get_logger(__name__)
@@ -54,7 +54,7 @@ async def opened_tiers(
         store,
         archive,
         clock,
-        entries=Entries(settings.cache_memory_bytes, monotonic_ms=_monotonic_ms),
+        entries=ProcessMemory(settings.cache_memory_bytes, statistics),
         disk=disk,
         times=settings.times_to_live,
         statistics=statistics,
@@ -93,7 +93,3 @@ async def _read_ahead(views: TieredViews, frequent: FrequentSeries, count: int) 
             await views.read_ahead(series, _AHEAD_ROWS)
         except ChandleryError as error:
             log.info("a series cannot be read ahead", series=str(series), error=str(error))
-
-
-def _monotonic_ms() -> float:
-    return time.monotonic_ns() / 1e6

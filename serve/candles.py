@@ -27,7 +27,7 @@ from serve.records import compact, pairs, series_names
 from store.answer import CandleAnswer
 from store.market_data import MarketData
 from store.tiers.encoded import Encoded
-from store.tiers.sealed import MEMORY_TIER
+from store.tiers.process_memory import MEMORY_TIER
 
 router = APIRouter(prefix="/v1", tags=["candles"], route_class=StrictRoute)
 #: Above this many rows the encoding leaves the event loop, so that short answers need not wait for it.

@@ -19,7 +19,11 @@ router = APIRouter(prefix="/v1", tags=["service"], route_class=StrictRoute)
 
 @router.get("/health", summary="Liveness and facts", response_class=Response, responses={200: examples.HEALTH})
 async def read_health(request: Request) -> Response:
-    """Answers 200 as long as the process lives; `store.ok` says whether the store does too."""
+    """Answers 200 as long as the process lives; `store.ok` says whether the store does too.
+
+    `cache` tells how the tiers of this process fare: the safety and operating state, bytes of process memory, and
+    hits, misses, errors, evictions and bytes by tier and kind of values.
+    """
     return _json(HTTPStatus.OK, await _facts(request))
 
 
@@ -43,7 +47,14 @@ async def _facts(request: Request) -> dict[str, Any]:
         store = asdict(await market_data.health())
     except ChandleryError as error:
         store = {"ok": False, "detail": str(error)}
-    return {"status": "ok", "version": request.app.version, "now": request.app.state.clock.now_ms(), "store": store}
+    tiers = market_data.tiers()
+    return {
+        "status": "ok",
+        "version": request.app.version,
+        "now": request.app.state.clock.now_ms(),
+        "store": store,
+        "cache": None if tiers is None else asdict(tiers),
+    }
 
 
 def _json(status: HTTPStatus, content: dict[str, Any]) -> Response:

@@ -26,6 +26,7 @@ from store.live_source import Forming, LiveSource
 from store.market_now import MarketNow
 from store.tiers.encoded import Encoded
 from store.tiers.sealed import farthest
+from store.tiers.status import TierStatus
 from store.tiers.tiered_views import TieredViews
 from store.tiers.view import Moved, SeriesViews, StoredViews
 from store.trade_store import TradeStore
@@ -116,6 +117,9 @@ class MarketData(MarketNow):
         include_forming: bool = False,
     ) -> list[CandleAnswer]:
         """:meth:`candles` of many series, in their order."""
+        if self._tiers is not None:
+            # Whether they have changed is one question for all of them.
+            await self._tiers.of([one for each in series for one in _read_for(each)])
         return [
             await self.candles(
                 one,
@@ -170,6 +174,10 @@ class MarketData(MarketNow):
     async def instruments(self, exchange: str | None = None) -> list[Instrument]:
         """Known instruments."""
         return await self._store.instruments(exchange)
+
+    def tiers(self) -> TierStatus | None:
+        """How the tiers fare; None where the database is read each time."""
+        return None if self._tiers is None else self._tiers.status()
 
     async def health(self) -> StoreHealth:
         """What is in the store; a store that does not answer raises."""

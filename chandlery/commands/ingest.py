@@ -73,7 +73,7 @@ async def _keep_current(settings: Settings, plan: FeedPlan) -> None:
         async with (
             opened_store(settings) as store,
             opened_redis(settings) as connection,
-            opened_safety(store) as writable,
+            opened_safety(store, connection) as writable,
             opened_feed(
                 plan,
                 settings,

@@ -20,7 +20,7 @@ from chandlery.live_feed import FeedPlan, OpenedFeed, opened_feed
 from chandlery.options import ExchangeUrl, Home, Since, Timeframe, instant, load, run, symbols_of
 from chandlery.output import remark
 from chandlery.progress import backfill_bar
-from chandlery.redis import opened_redis
+from chandlery.redis import opened_redis, opened_safety
 from chandlery.settings import SIMULATED, Settings
 from chandlery.status_file import STATUS_NAME
 from chandlery.tiers import opened_tiers
@@ -157,6 +157,8 @@ async def _run(plan: Plan, demo: bool) -> bool:
                 timeframe=plan.timeframe,
                 since_ms=plan.since or 0,
             )
+            connection = await stack.enter_async_context(opened_redis(settings))
+            writable = await stack.enter_async_context(opened_safety(store, connection))
             live = await stack.enter_async_context(
                 opened_feed(
                     feed,
@@ -164,8 +166,8 @@ async def _run(plan: Plan, demo: bool) -> bool:
                     store,
                     memory,
                     Teller(),
-                    connection=await stack.enter_async_context(opened_redis(settings)),
-                    cache_writable=lambda: views.control.safety.writes,
+                    connection=connection,
+                    cache_writable=writable,
                 )
             )
             keeping = asyncio.create_task(_keep(plan, demo, history, store, live, ready.result()))

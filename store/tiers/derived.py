@@ -16,12 +16,12 @@ from market.instrument import Series
 from market.interval import Interval
 from market.rollup import roll_up
 from market.timeframe import Int64s, Timeframe
-from store.cache.entries import Entries
 from store.cache.statistics import TierStatistics
 from store.tiers.disk import ChunkName
 from store.tiers.held_series import HeldSeries
 from store.tiers.periods import Period, period_of
-from store.tiers.sealed import DISK_TIER, MEMORY_TIER, SealedPeriods, SealedTable, farthest
+from store.tiers.process_memory import CANDLES_KIND, MEMORY_TIER, ProcessMemory
+from store.tiers.sealed import DISK_TIER, SealedPeriods, SealedTable, farthest
 from store.tiers.view import Moved, StoredView, UnknownPeriods
 
 #: Buckets that a tail may be lengthened by at once, backwards.
@@ -92,16 +92,14 @@ class DerivedCandles:
 
     def __init__(
         self,
-        entries: Entries[object, object],
+        entries: ProcessMemory,
         sealed: SealedPeriods,
         statistics: TierStatistics,
-        kind: str,
         still: Callable[[Series, int], Awaitable[bool]],
     ) -> None:
         self.entries = entries
         self.sealed = sealed
         self.statistics = statistics
-        self.kind = kind
         self.still = still
 
     async def rows(
@@ -117,7 +115,7 @@ class DerivedCandles:
         found = self.entries.get(key)
         tail = work.current(found if isinstance(found, _DerivedTail) else None)
         if tail is not None and tail.start <= wanted.start and wanted.end <= tail.end:
-            self.statistics.hit(MEMORY_TIER, self.kind)
+            self.statistics.hit(MEMORY_TIER, CANDLES_KIND)
             if tail is not found:
                 self.entries.put(key, tail, tail.bytes)
             return tail.rows(wanted), MEMORY_TIER
@@ -219,9 +217,9 @@ class _Making:
         made = replace(group, revision=revision, digest=rows)
         held = self._owner.entries.get(key)
         if isinstance(held, SealedTable) and held.period == made:
-            self._owner.statistics.hit(MEMORY_TIER, self._owner.kind)
+            self._owner.statistics.hit(MEMORY_TIER, CANDLES_KIND)
             return held.rows(wanted)
-        self._owner.statistics.miss(MEMORY_TIER, self._owner.kind)
+        self._owner.statistics.miss(MEMORY_TIER, CANDLES_KIND)
         if self._owner.sealed.seldom(name.series, made, wanted):
             return await self._made(wanted)
         # Three-day buckets depend on where they count from, which the name does not say.

@@ -8,14 +8,10 @@ from typing import Generic, NamedTuple, TypeVar, cast
 
 from market.clock import Clock
 from store.answer import CandleAnswer
-from store.cache.entries import Entries
 from store.cache.statistics import TierStatistics
-from store.tiers.sealed import MEMORY_TIER
+from store.tiers.process_memory import MEMORY_TIER, QUERY_KIND, ProcessMemory
 
 _V = TypeVar("_V")
-
-#: What statistics call them.
-QUERY_KIND = "query"
 
 
 class Encoded(NamedTuple, Generic[_V]):
@@ -39,7 +35,7 @@ class _Kept:
 class EncodedAnswers:
     """See the module. Used from one event loop."""
 
-    def __init__(self, entries: Entries[object, object], statistics: TierStatistics, clock: Clock) -> None:
+    def __init__(self, entries: ProcessMemory, statistics: TierStatistics, clock: Clock) -> None:
         self._entries = entries
         self._statistics = statistics
         self._clock = clock

@@ -7,6 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
+import numpy as np
+
+from market.candle import open_times_ms
 from market.clock import LATEST_MS
 from market.coverage import Covered
 from market.instrument import Series
@@ -115,7 +118,12 @@ class HeldSeries:
     def with_tail(self, start: int, delta: SeriesDelta) -> HeldSeries:
         """With the tail from `start` on; `delta` has every chunk, and all rows from there on."""
         known = replace(self, tail=None).known_again(delta)
-        return replace(known, tail=Tail.read(start, delta.rows, delta.chunks))
+        # What is in the archive alone is not among the rows.
+        start = max(start, known.tail_from)
+        rows = delta.rows
+        if rows.num_rows:
+            rows = rows.slice(int(np.searchsorted(open_times_ms(rows), start)))
+        return replace(known, tail=Tail.read(start, rows, delta.chunks))
 
     def after(self, delta: SeriesDelta) -> HeldSeries:
         """With what has changed since. The tail may be wrong: see :attr:`whole`.

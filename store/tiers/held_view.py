@@ -15,7 +15,8 @@ from store.candle_store import SeriesFacts, StoredPage
 from store.tiers.derived import DerivedCandles
 from store.tiers.held_series import HeldSeries
 from store.tiers.periods import Period
-from store.tiers.sealed import MEMORY_TIER, SealedPeriods, farthest
+from store.tiers.process_memory import MEMORY_TIER
+from store.tiers.sealed import SealedPeriods, farthest
 from store.tiers.view import Moved, StoredView, UnknownPeriods
 
 #: A tail is read for the newest rows up to so many; more come by whole periods.

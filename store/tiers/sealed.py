@@ -15,15 +15,14 @@ from market.instrument import Series
 from market.interval import Interval
 from market.timeframe import Int64s
 from store.archived_page import ARCHIVE_TIER
-from store.cache.entries import Entries
 from store.cache.single_flight import SingleFlight
 from store.cache.statistics import TierStatistics
 from store.candle_store import DATABASE_TIER
 from store.tiers.disk import ChunkName, DiskTier
 from store.tiers.periods import Period
+from store.tiers.process_memory import CANDLES_KIND, MEMORY_TIER, ProcessMemory
 from store.tiers.view import Moved, SeriesView
 
-MEMORY_TIER = "memory"
 DISK_TIER = "disk"
 #: From near to far.
 _DISTANCE = (MEMORY_TIER, "router", DISK_TIER, DATABASE_TIER, ARCHIVE_TIER)
@@ -64,22 +63,17 @@ class SealedTable:
 
 
 class SealedPeriods:
-    """Tables of periods, each held to the digest that names it. Used from one event loop.
-
-    :param kind: what statistics call these values.
-    """
+    """Tables of periods, each held to the digest that names it. Used from one event loop."""
 
     def __init__(
         self,
-        entries: Entries[object, object],
+        entries: ProcessMemory,
         disk: DiskTier | None,
         statistics: TierStatistics,
-        kind: str,
     ) -> None:
         self._entries = entries
         self._disk = disk
         self._statistics = statistics
-        self._kind = kind
         self._flight: SingleFlight[object, tuple[SealedTable, str]] = SingleFlight()
         self._touched: dict[object, None] = {}
         self._waiting = 0
@@ -88,11 +82,11 @@ class SealedPeriods:
 
     def hit(self) -> None:
         """A tail had what was asked for."""
-        self._statistics.hit(MEMORY_TIER, self._kind)
+        self._statistics.hit(MEMORY_TIER, CANDLES_KIND)
 
     def missed(self) -> None:
         """Neither a tail nor a period was there, and none is to be kept."""
-        self._statistics.miss(MEMORY_TIER, self._kind)
+        self._statistics.miss(MEMORY_TIER, CANDLES_KIND)
 
     def close(self) -> None:
         """Wait for the files that are being written."""
@@ -123,9 +117,9 @@ class SealedPeriods:
         """
         held = self.peek(series, period)
         if held is not None:
-            self._statistics.hit(MEMORY_TIER, self._kind)
+            self._statistics.hit(MEMORY_TIER, CANDLES_KIND)
             return held, MEMORY_TIER
-        self._statistics.miss(MEMORY_TIER, self._kind)
+        self._statistics.miss(MEMORY_TIER, CANDLES_KIND)
         return await self._flight.run((series, period), lambda: self._loaded(series, period, stored))
 
     async def _loaded(self, series: Series, period: Period, stored: SeriesView) -> tuple[SealedTable, str]:

@@ -19,7 +19,6 @@ from market.clock import LATEST_MS, Clock
 from market.errors import StoreBusy, StoreUnavailable
 from market.instrument import Series
 from store.archive.archive import Archive
-from store.cache.entries import Entries
 from store.cache.single_flight import SingleFlight
 from store.cache.statistics import TierStatistics
 from store.cache.time_to_live import TimesToLive
@@ -32,15 +31,16 @@ from store.tiers.encoded import EncodedAnswers
 from store.tiers.frequent import FrequentSeries
 from store.tiers.held_series import HeldSeries
 from store.tiers.held_view import HeldView
+from store.tiers.process_memory import CANDLES_KIND, MEMORY_TIER, ProcessMemory
 from store.tiers.sealed import SealedPeriods
+from store.tiers.status import TierStatus
 from store.tiers.version_check import VersionCheck
 from store.tiers.view import Moved, SeriesView, StoredView
 
 log = structlog.get_logger(__name__)
 
-#: Kinds of values, for times to live and statistics.
+#: The kind of value, for times to live, that says whether candles have changed.
 VERSION_KIND = "candle_version"
-CANDLES_KIND = "candles"
 #: Rows that one step of a tail may bring; after more, the tail is thrown away.
 _MOST_NEW_ROWS = 5_000
 #: Rows of a tail that is read anew.
@@ -84,7 +84,7 @@ class TieredViews:
         archive: Archive | None,
         clock: Clock,
         *,
-        entries: Entries[object, object],
+        entries: ProcessMemory,
         disk: DiskTier | None,
         times: TimesToLive,
         statistics: TierStatistics,
@@ -116,8 +116,8 @@ class TieredViews:
         self._control_at = -LATEST_MS
         self._control_writes = 0
         self.encoded = EncodedAnswers(entries, statistics, clock)
-        self.sealed = SealedPeriods(entries, disk, statistics, CANDLES_KIND)
-        self.derived = DerivedCandles(entries, self.sealed, statistics, CANDLES_KIND, self.still)
+        self.sealed = SealedPeriods(entries, disk, statistics)
+        self.derived = DerivedCandles(entries, self.sealed, statistics, self.still)
 
     async def of(self, series: Sequence[Series]) -> list[SeriesView | None]:
         """See :class:`store.tiers.view.SeriesViews`."""
@@ -208,8 +208,19 @@ class TieredViews:
         """What the tiers did."""
         return self._statistics
 
+    def status(self) -> TierStatus:
+        """How the tiers fare."""
+        return TierStatus(
+            safety=self.control.safety,
+            operating=self.control.operating,
+            memory_bytes=self._entries.used_bytes,
+            memory_limit_bytes=self._entries.limit_bytes,
+            counts=tuple(self._statistics.snapshot()),
+            hit_rate=self._statistics.hit_rate(MEMORY_TIER),
+        )
+
     @property
-    def entries(self) -> Entries[object, object]:
+    def entries(self) -> ProcessMemory:
         """Process memory."""
         return self._entries
 
