@@ -24,14 +24,10 @@ import uvloop
 
 from bench.market import START, walk
 from bench.paired import Result, run
+from bench.tier_others import ArcticFrames, RawArrow, RawPostgres, RawRedis, RawSqlite
 from bench.tier_places import (
     CLOCK,
     SERIES,
-    ArcticFrames,
-    RawArrow,
-    RawPostgres,
-    RawRedis,
-    RawSqlite,
     Tiers,
     fill,
     opened_tiers,
