@@ -23,13 +23,20 @@ from market.instrument import Series, check_exchange
 from serve.columns import chosen_columns
 from serve.ranges import asked_interval, check_as_of, check_order, check_start
 from serve.records import covered_record, instrument_record, pairs, series_record
+from store.cache.statistics import TierStatistics
+from store.cache.time_to_live import TimesToLive
 from store.candle_store import CandleStore
 from store.live_source import LocalMarket
 from store.market_data import MarketData
 from store.postgres.address import DatabaseUrl
 from store.sqlite.store import DATABASE_NAME, SqliteStore
+from store.tiers.process_memory import ProcessMemory
+from store.tiers.tiered_views import TieredViews
 
 _T = TypeVar("_T")
+
+#: Candles that are kept in memory, bytes.
+_MEMORY_BYTES = 256 << 20
 
 
 class HomeSource:
@@ -40,7 +47,19 @@ class HomeSource:
     ) -> None:
         self._loop = loop
         self._clock = SystemClock()
-        self._market_data = MarketData(store, LocalMarket.empty(self._clock), self._clock)
+        statistics = TierStatistics(self._clock.now_ms)
+        views = TieredViews(
+            store,
+            None,
+            self._clock,
+            entries=ProcessMemory(_MEMORY_BYTES, statistics),
+            # A reader leaves no files behind.
+            disk=None,
+            times=TimesToLive(),
+            statistics=statistics,
+        )
+        resources.callback(views.close)
+        self._market_data = MarketData(store, LocalMarket.empty(self._clock), self._clock, views=views)
         # A client that nobody closes (a line in a shell) is closed with the interpreter.
         self._finalizer = weakref.finalize(self, _close, loop, thread, resources)
 
