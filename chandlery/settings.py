@@ -21,7 +21,7 @@ from pydantic_settings import (
 from market.channel import Channel
 from market.errors import BadInput
 from store.bus.address import BusUrl
-from store.cache.time_to_live import TimesToLive, TtlClass, parsed_times
+from store.cache.time_to_live import KINDS, TimesToLive, TtlClass, check_ttl, parsed_times
 from store.cache.trading_hours import TradingHours
 from store.postgres.address import DatabaseUrl, masked
 from store.postgres.maintenance_rules import MaintenanceRules
@@ -206,8 +206,14 @@ class Settings(BaseSettings):
         times = parsed_times(value, named) if isinstance(value, str) else value
         if not isinstance(times, dict):
             raise ValueError("name=milliseconds, several separated by commas, as in price=100,ticker=250")
-        classes = {name: one for name, one in times.items() if name in list(TtlClass)}
-        TimesToLive(classes, {name: one for name, one in times.items() if name not in classes})
+        known = dict.fromkeys((*TtlClass, *KINDS))
+        for name, milliseconds in times.items():
+            if name not in known:
+                raise BadInput(named, name, "a class or kind of values, one of: " + ", ".join(known))
+            try:
+                check_ttl(milliseconds, named)
+            except BadInput as error:
+                raise BadInput(named, f"{name}={milliseconds}", error.accepted) from error
         return times
 
     @field_validator("cache_trading_hours")
@@ -320,6 +326,9 @@ def _named(key: str) -> str:
 
 
 def _told(value: object) -> object:
+    """What was given, as errors may show it: anywhere in a list or a table there may be a password."""
+    if isinstance(value, list | dict):
+        return "a list" if isinstance(value, list) else "a table"
     return without_password(value) if isinstance(value, str) else value
 
 

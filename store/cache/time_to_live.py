@@ -162,5 +162,7 @@ def parsed_times(text: str, field: str) -> dict[str, int]:
         name, _, milliseconds = (one.strip() for one in part.partition("="))
         if not name or not (milliseconds.isascii() and milliseconds.isdigit()):
             raise BadInput(field, part, "name=milliseconds, separated by commas, as in price=100,ticker=250")
+        if name in found:
+            raise BadInput(field, part, "each name once")
         found[name] = int(milliseconds)
     return found
