@@ -3,9 +3,9 @@
 python -m bench.tier_mix [--json] [--candles N] [--rounds N]
 
 At `--candles` 1,000,000: first 5,000 series of 2,000 minutes read at random, all alike; then 500 series of 100,000
-minutes by the mix (`bench.tier_series`), with 128 MiB of process memory, a thirtieth of what is stored, and 1 GiB of
-disk. With fewer all of it shrinks. The database alone is asked in turn with the tiers, in blocks of the same mix.
-After every read what is held is compared with its limit, and the run ends where it is more.
+minutes by the mix (`bench.tier_series`), with 128 MiB of process memory, a thirtieth of what is stored, and 1 GiB
+of disk. With fewer all of it shrinks. The database alone is asked in turn with the tiers, in blocks of the same
+mix. After every read what is held is compared with its limit, and the run ends where it is more.
 """
 
 from __future__ import annotations
@@ -259,7 +259,7 @@ def measure(count: int, rounds: int) -> list[Result]:
     many, few = max(int(_MANY * share), 50), _FEW_ROWS
     found: list[Result] = []
     for work, arguments in (
-        (_memory, (many, few, max(10_000 * rounds * share, 400), share)),
+        (_memory, (many, few, max(int(4_000 * rounds * share), 400), share)),
         (_mixed, (series, rows, max(int(_BLOCKS * rounds * share), 4), share)),
     ):
         with tempfile.TemporaryDirectory() as folder, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
