@@ -11,8 +11,10 @@ import os
 import random
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import pytest
 
@@ -35,12 +37,13 @@ MEMORY = (1 << 28, 1 << 28, 300_000, 100_000, 30_000, 8_000, 0)
 DISK = (1 << 30, 1 << 30, 400_000, 60_000, 0)
 
 
-def places(choose: Choices) -> list[Place]:
+def places(choose: Choices, settings: Mapping[str, Any] = MappingProxyType({})) -> list[Place]:
     """What the processes open; the less memory, the oftener they go to the disk."""
     disk, preload = choose.one_of(DISK), choose.one_of((50, 0))
     return [
         Place(
             settings={
+                **settings,
                 "cache_memory_bytes": choose.one_of(MEMORY),
                 "cache_disk_bytes": disk,
                 "cache_preload": preload,

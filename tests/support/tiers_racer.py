@@ -55,8 +55,8 @@ class Register:
     #: The newest that was begun, and the newest that was committed.
     begun: Any
     committed: Any
-    #: By version: when it was begun, monotonic seconds.
-    begun_at: Any
+    #: By version: when it was known to be committed, monotonic seconds; 0 where it was left out.
+    committed_at: Any
     #: Set when everybody is to come to an end.
     over: Any
 
@@ -103,11 +103,12 @@ async def write(place: Place, register: Register) -> Counter[str]:
         stored = await store.read(RACED, FIRST, FIRST + MINUTE)
         if stored.num_rows:
             # The last one may have been killed after its commit.
-            register.committed.value = max(register.committed.value, version_of(stored))
+            last = version_of(stored)
+            register.committed_at[last] = register.committed_at[last] or time.monotonic()
+            register.committed.value = max(register.committed.value, last)
         while not register.over.is_set() and register.begun.value < MOST_VERSIONS:
             version = register.begun.value + 1
             table = made(times_of(version), version)
-            register.begun_at[version] = time.monotonic()
             register.begun.value = version
             batch = CandleBatch(series=RACED, source="race", now_ms=CLOSED, table=table)
             try:
@@ -117,6 +118,7 @@ async def write(place: Place, register: Register) -> Counter[str]:
                 # The version was never there: the next one takes its place, and none is read in between.
                 register.begun.value = version - 1
                 continue
+            register.committed_at[version] = time.monotonic()
             register.committed.value = version
             counts["written"] += 1
     return counts
@@ -186,7 +188,8 @@ async def checked(
     assert version is not None, f"no version, or several: {said}\n{torn(given, timeframe)}"
     assert version <= most, f"version {version}, which was not begun: {said}"
     if version < least:
-        old = ended - register.begun_at[version + 1]
+        # The next one may have been left out, by a writer that was killed.
+        old = ended - next(at for at in register.committed_at[version + 1 : least + 1] if at)
         assert place.may_be_stale, f"version {version}, which was replaced before: {said}"
         assert old * 1000 <= answer.age_ms + ROUNDING_MS + (ended - started) * 1000, f"{version} is old: {said}"
         assert answer.age_ms <= LIFETIME_MS + (ended - started) * 1000 + ROUNDING_MS, f"too old: {said}"
