@@ -95,6 +95,7 @@ format: $(READY) ## put the code into shape
 	$(BIN)/ruff check --fix .
 
 bench: $(READY) ## every benchmark beside its baseline; results in bench/results
+	@UV_PROJECT_ENVIRONMENT=$(VENV) $(BIN)/uv sync --quiet --frozen --inexact --extra postgres --group bench
 	$(BIN)/python -m bench $(ARGS)
 
 clean: ## remove the virtual environment and caches; the data stays

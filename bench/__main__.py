@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-BENCHMARKS = ("store", "postgres", "backtest", "streams", "ingest")
+BENCHMARKS = ("store", "postgres", "backtest", "streams", "ingest", "tiers", "tier_redis", "tier_mix")
 RESULTS = Path(__file__).parent / "results"
 
 

@@ -32,7 +32,7 @@ from market.errors import Mismatch
 from store.market_data import MarketData
 from store.sqlite.store import SqliteStore
 
-#: Of 100 questions to process memory and the disk, so many are answered there.
+#: Of 100 questions to process memory and the disk, more than so many are answered there.
 BUDGET = 95.0
 _MEMORY, _DISK = 128 * MIB, 1024 * MIB
 _SERIES, _ROWS = 500, 100_000
@@ -141,7 +141,7 @@ async def _mixed(folder: Path, series: int, rows: int, blocks: int, share: float
         with opened_tiers(store, cache, memory_bytes=memory_bytes, disk_bytes=disk_bytes) as tiers:
             ours = Watched(tiers, tiers.market_data, cache, disk_bytes)
             bare = Watched(None, untiered(store), None, 0)
-            # Both write to the same series, each in the order of its own mix; corrections of a row both are fine.
+            # Ours alone writes, to what both read.
             mix, bare_mix = Mix(series, rows, 1), Mix(series, rows, 2, writes=0.0)
             whole = Rates(tiers)
             later = whole
@@ -186,7 +186,7 @@ def _report(
             more={"memory limit": memory_bytes / MIB, "disk limit": disk_bytes / MIB},
         ),
         Measured(
-            name=f"{name}: reads",
+            name=f"{name}: reads, on average",
             units=1,
             baseline="the database each time",
             ours_seconds=ours.spent / ours.reads,
