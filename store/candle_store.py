@@ -86,6 +86,8 @@ class StoredPage:
     tier: str = DATABASE_TIER
     #: ... and the milliseconds since that agreed with it.
     age_ms: int = 0
+    #: The series' revision as of that moment; None where it cannot be told, as of a second store.
+    revision: int | None = None
 
 
 class CandleStore(Protocol):

@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from market.clock import Clock
 from market.coverage import Covered
-from market.errors import BadInput, NotFound
+from market.errors import BadInput, NotFound, StoreBusy
 from market.instrument import Instrument, Series
 from market.interval import Interval, IntervalSet
 from market.timeframe import ONE_MINUTE
@@ -28,13 +28,15 @@ from store.tiers.encoded import Encoded
 from store.tiers.sealed import farthest
 from store.tiers.status import TierStatus
 from store.tiers.tiered_views import TieredViews
-from store.tiers.view import Moved, SeriesViews, StoredViews
+from store.tiers.view import Moved, ReadAhead, SeriesViews, StoredViews
 from store.trade_store import TradeStore
 
 _T = TypeVar("_T")
 
 #: How often a read begins anew because a series has changed meanwhile, or more of it had to be read first.
 _TRIES = 16
+#: How often it may find that something has changed between two steps. Each time costs what it has read.
+_MOST_MOVES = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,13 +198,22 @@ class MarketData(MarketNow):
         """Read through the tiers; past them, if the series changes faster than it can be read.
 
         :return: what `work` gave, and whether it had to begin anew.
+        :raises StoreBusy: one moment it is stored, the next it is not.
         """
+        moves = 0
         for count in range(_TRIES):
             try:
                 return await work(await self._opened(series, self._views)), count > 0
-            except Moved:
+            except ReadAhead:
                 continue
-        return await work(await self._opened(series, self._straight)), False
+            except Moved:
+                moves += 1
+                if moves >= _MOST_MOVES:
+                    break
+        try:
+            return await work(await self._opened(series, self._straight)), False
+        except Moved:
+            raise StoreBusy(f"{series} was found and lost again while it was read; try again") from None
 
     async def _opened(self, series: Series, views: SeriesViews) -> CandleRead:
         found = await views.of(_read_for(series))

@@ -297,7 +297,8 @@ class HybridStore(PrimaryOnly, PrimaryVersions):
         async def named(store: CandleStore) -> StoredPage:
             page = await work(store)
             tier, age_ms = self._agreement.tier(series)
-            return replace(page, tier=tier, age_ms=age_ms)
+            # Its revisions are not those of the primary.
+            return replace(page, tier=tier, age_ms=age_ms, revision=None)
 
         return await self._read(work, named)
 

@@ -228,7 +228,7 @@ class PostgresStore(PostgresTrades, PostgresNotes, PostgresInstruments, Postgres
                 times = open_times_ms(table)
                 start, end = (int(times[0]), end) if newest else (start, series.timeframe.next(int(times[-1])))
             inside = await _clipped(connection, key, Interval(start, end))
-            return StoredPage(table=table, coverage=inside, unread=archived(inside))
+            return StoredPage(table=table, coverage=inside, unread=archived(inside), revision=key.revision)
 
         return await self._database.read(work)
 
@@ -250,9 +250,10 @@ class PostgresStore(PostgresTrades, PostgresNotes, PostgresInstruments, Postgres
             inside = await _clipped(connection, key, interval)
             dropped = archived(inside)
             if not dropped:
-                return StoredPage(table=table, coverage=inside)
+                return StoredPage(table=table, coverage=inside, revision=key.revision)
             lost = await erased(connection, key, timeframe, interval, inside, from_minutes)
-            return StoredPage(table=table, coverage=inside, unread=dropped & (from_minutes | lost))
+            unread = dropped & (from_minutes | lost)
+            return StoredPage(table=table, coverage=inside, unread=unread, revision=key.revision)
 
         return await self._database.read(work)
 

@@ -158,7 +158,8 @@ class SqliteStore(SqliteTrades, SqliteNotes, SqliteInstruments, SqliteVersions):
                 times = open_times_ms(table)
                 start, end = (int(times[0]), end) if newest else (start, series.timeframe.next(int(times[-1])))
             inside = Interval(start, end)
-            return StoredPage(table=table, coverage=clip(read_coverage(connection, key, start, end), inside))
+            coverage = clip(read_coverage(connection, key, start, end), inside)
+            return StoredPage(table=table, coverage=coverage, revision=key.revision)
 
         return await self._database.read(work)
 

@@ -12,20 +12,24 @@ import pyarrow as pa
 
 from market.candle import no_candles, open_times_ms
 from market.fingerprint import Digest
-from market.instrument import Series
 from market.interval import Interval
 from market.rollup import roll_up
-from market.timeframe import Int64s, Timeframe
+from market.timeframe import DAY_MS, TIMEFRAMES, Int64s, Timeframe
 from store.cache.statistics import TierStatistics
+from store.candle_store import StoredPage
 from store.tiers.disk import ChunkName
 from store.tiers.held_series import HeldSeries
 from store.tiers.periods import Period, period_of
 from store.tiers.process_memory import CANDLES_KIND, MEMORY_TIER, ProcessMemory
 from store.tiers.sealed import DISK_TIER, SealedPeriods, SealedTable, farthest
+from store.tiers.tail import copied
 from store.tiers.view import Moved, StoredView, UnknownPeriods
 
-#: Buckets that a tail may be lengthened by at once, backwards.
+#: Buckets, and milliseconds of what they are made of, that a tail may be lengthened by at once, backwards.
 _LONGEST_REACH = 4_000
+_LONGEST_REACH_MS = 100 * DAY_MS
+#: Base candles that the store is asked to make larger ones of at once, about.
+_MOST_AT_ONCE = 100_000
 #: A tail of more buckets is cut, and so many are left of it.
 _LONG_TAIL = 20_000
 _SHORT_TAIL = 5_000
@@ -33,6 +37,7 @@ _SHORT_TAIL = 5_000
 _MOST_PIECES = 32
 #: More rows than these are rolled up on a thread.
 _LARGE = 5_000
+_HALF_DAY = TIMEFRAMES["12h"]
 
 
 @dataclass(frozen=True)
@@ -56,7 +61,7 @@ class _DerivedTail:
     def since(self, start: int) -> _DerivedTail:
         """Without the buckets before `start`; copied, so that they can be freed."""
         first = int(np.searchsorted(self.times, start))
-        table = self.table.slice(first).combine_chunks()
+        table = copied(self.table.slice(first))
         return replace(self, start=start, table=table, times=self.times[first:].copy())
 
     def until(self, end: int) -> _DerivedTail:
@@ -87,7 +92,7 @@ class DerivedCandles:
 
     Whether buckets lack base candles is not kept here: the ledger says so at every read.
 
-    :param still: whether a series is at a revision now.
+    :param agrees: whether a page, read of an interval, has the rows that are held of that.
     """
 
     def __init__(
@@ -95,12 +100,12 @@ class DerivedCandles:
         entries: ProcessMemory,
         sealed: SealedPeriods,
         statistics: TierStatistics,
-        still: Callable[[Series, int], Awaitable[bool]],
+        agrees: Callable[[HeldSeries, StoredPage, Interval], Awaitable[bool]],
     ) -> None:
         self.entries = entries
         self.sealed = sealed
         self.statistics = statistics
-        self.still = still
+        self.agrees = agrees
 
     async def rows(
         self, held: HeldSeries, stored: StoredView, wanted: Interval, timeframe: Timeframe, origin_ms: int
@@ -127,6 +132,7 @@ class DerivedCandles:
             newest = Interval(max(wanted.start, border), wanted.end)
             tail = await work.reached(tail, newest)
             parts.append(tail.rows(newest))
+            found = self.entries.get(key)
             if not isinstance(found, _DerivedTail) or found.revision <= tail.revision:
                 tail = work.shortened(tail)
                 self.entries.put(key, tail, tail.bytes)
@@ -170,12 +176,13 @@ class _Making:
         if wanted.end <= sealed:
             return wanted.end
         anchor = wanted.end if tail is None else tail.start
-        reach = self._timeframe.next(self._timeframe.floor(anchor, self._origin_ms), -_LONGEST_REACH)
+        anchor = self._timeframe.floor(anchor, self._origin_ms)
+        reach = max(self._timeframe.next(anchor, -_LONGEST_REACH), anchor - _LONGEST_REACH_MS)
         return wanted.start if wanted.start >= min(sealed, reach) else sealed
 
     async def reached(self, tail: _DerivedTail | None, wanted: Interval) -> _DerivedTail:
         """The tail, lengthened at both ends until it has all of `wanted`."""
-        if tail is None:
+        if tail is None or tail.end < wanted.start:
             rows = await self._made(wanted)
             return _DerivedTail(wanted.start, wanted.end, self._held.revision, rows, open_times_ms(rows))
         if wanted.end > tail.end:
@@ -242,11 +249,18 @@ class _Making:
             if base.num_rows > _LARGE:
                 return (await asyncio.to_thread(roll_up, base, self._timeframe, self._origin_ms)).table
             return roll_up(base, self._timeframe, self._origin_ms).table
-        page = await self._stored.rolled(wanted, self._timeframe, self._origin_ms)
-        if not await self._owner.still(self._held.series, self._held.revision):
-            raise Moved
-        self._farther(page.tier)
-        return page.table
+        parts: list[pa.Table] = []
+        most = max(1, _MOST_AT_ONCE * self._held.series.timeframe.seconds // self._timeframe.seconds)
+        at = wanted.start
+        while at < wanted.end:
+            part = Interval(at, min(self._timeframe.next(at, most), wanted.end))
+            page = await self._stored.rolled(part, self._timeframe, self._origin_ms)
+            if not await self._owner.agrees(self._held, page, part):
+                raise Moved
+            self._farther(page.tier)
+            parts.append(page.table)
+            at = part.end
+        return pa.concat_tables(parts)
 
     def _in_memory(self, wanted: Interval) -> pa.Table | None:
         tail = self._held.tail
@@ -264,7 +278,8 @@ class _Making:
         return pa.concat_tables(parts) if parts else no_candles()
 
     def _group(self, instant: int) -> Period:
-        return period_of(instant, self._timeframe)
+        """The period whose buckets are kept together: a year at most, since all that it is made of may be read."""
+        return period_of(instant, min(self._timeframe, _HALF_DAY))
 
     def _farther(self, tier: str) -> None:
         self.tier = farthest(self.tier, tier)

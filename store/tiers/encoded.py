@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Generic, NamedTuple, TypeVar, cast
 
+from market.candle import open_times_ms
 from market.clock import Clock
 from store.answer import CandleAnswer
 from store.cache.statistics import TierStatistics
@@ -78,10 +79,18 @@ def _lasting(answers: Sequence[CandleAnswer] | None, now_ms: int) -> bool:
 
 def lasting(answer: CandleAnswer, now_ms: int) -> bool:
     """Whether an answer depends on the stored candles and their ledger alone, and not on what time it is."""
-    if "closed" in answer.table.column_names:
+    if "closed" in answer.table.column_names or _overhanging(answer):
         return False
     known_to = answer.coverage[-1].interval.end if answer.coverage else 0
     return answer.interval.end <= max(known_to, now_ms)
+
+
+def _overhanging(answer: CandleAnswer) -> bool:
+    """Whether the last candle is made of some behind the interval, of whose ledger the answer says nothing."""
+    if answer.derived_from is None or not answer.table.num_rows:
+        return False
+    last = int(open_times_ms(answer.table.slice(answer.table.num_rows - 1))[0])
+    return answer.series.timeframe.next(last) > answer.interval.end
 
 
 def _until(answer: CandleAnswer, now_ms: int) -> int | None:

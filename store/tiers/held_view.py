@@ -8,10 +8,10 @@ import pyarrow as pa
 
 from market.candle import no_candles, open_times_ms
 from market.coverage import Covered
-from market.instrument import Series
 from market.interval import Interval
 from market.timeframe import Timeframe
 from store.candle_store import SeriesFacts, StoredPage
+from store.merge import chunk_start
 from store.tiers.derived import DerivedCandles
 from store.tiers.held_series import HeldSeries
 from store.tiers.periods import Period
@@ -34,7 +34,7 @@ class Reader(Protocol):
     @property
     def derived(self) -> DerivedCandles: ...
 
-    async def still(self, series: Series, revision: int) -> bool: ...
+    async def agrees(self, held: HeldSeries, page: StoredPage, interval: Interval) -> bool: ...
 
     async def reach(self, held: HeldSeries, start: int) -> None: ...
 
@@ -53,6 +53,8 @@ class HeldView:
         self._stored = stored
         self._reader = reader
         self._age_ms = age_ms
+        #: Whether a longer tail can be had.
+        self._reachable = True
 
     @property
     def facts(self) -> SeriesFacts:
@@ -76,7 +78,7 @@ class HeldView:
                 table, tier = await self._oldest(interval, limit)
         except UnknownPeriods:
             await self._reader.know_periods(self._held)
-            raise
+            table, tier = await self._direct(interval, limit, newest=newest)
         read = interval
         if limit is not None and table.num_rows >= limit:
             table = table.slice(table.num_rows - limit) if newest else table.slice(0, limit)
@@ -93,7 +95,10 @@ class HeldView:
             table, tier = await self._reader.derived.rows(self._held, self._stored, interval, timeframe, origin_ms)
         except UnknownPeriods:
             await self._reader.know_periods(self._held)
-            raise
+            page = await self._stored.rolled(interval, timeframe, origin_ms)
+            if not await self._reader.agrees(self._held, page, interval):
+                raise Moved from None
+            table, tier = page.table, page.tier
         return StoredPage(table=table, coverage=self._held.ledger.inside(interval), tier=tier, age_ms=self._age_ms)
 
     async def _newest(self, interval: Interval, limit: int) -> tuple[pa.Table, str]:
@@ -108,13 +113,15 @@ class HeldView:
                 if found.num_rows >= limit or tail.start <= max(interval.start, held.first):
                     self._reader.sealed.hit()
                     return found, MEMORY_TIER
-            if held.tail_from <= newest:
-                await self._reader.reach(held, self._guess(interval, limit))
+            start = self._guess(interval, limit)
+            if tail is None or start < tail.start:
+                await self._reach(start)
         parts: list[pa.Table] = []
         tier, rows, end = MEMORY_TIER, 0, interval.end
         # From period to period backwards, until there are enough.
         for period in reversed(held.between(interval.start, interval.end)):
-            part, of = await self._piece(period, Interval(max(interval.start, period.start), end))
+            wanted = Interval(max(interval.start, period.start), end)
+            part, of = await self._piece(period, wanted, limit - rows)
             parts.append(part)
             tier, rows, end = farthest(tier, of), rows + part.num_rows, period.start
             if rows >= limit or end <= interval.start:
@@ -140,8 +147,8 @@ class HeldView:
             return parts[0], tier
         return pa.concat_tables(parts) if parts else no_candles(), tier
 
-    async def _piece(self, period: Period, wanted: Interval) -> tuple[pa.Table, str]:
-        """The rows of one period that open in `wanted`."""
+    async def _piece(self, period: Period, wanted: Interval, last: int | None = None) -> tuple[pa.Table, str]:
+        """The rows of one period that open in `wanted`; at least the `last` ones of them."""
         held = self._held
         tail = held.tail
         if tail is not None and tail.start <= wanted.start:
@@ -149,27 +156,37 @@ class HeldView:
             return tail.rows(wanted), MEMORY_TIER
         if period.start == held.newest_period:
             if held.tail_from <= wanted.start:
-                await self._reader.reach(held, wanted.start)
-            return await self._direct(wanted)
+                await self._reach(wanted.start)
+            return await self._direct(wanted, last, newest=last is not None)
         if period.start in held.unknown:
             raise UnknownPeriods
         if self._reader.sealed.peek(held.series, period) is None and self._reader.sealed.seldom(
             held.series, period, wanted
         ):
-            return await self._direct(wanted)
+            return await self._direct(wanted, last, newest=last is not None)
         sealed, tier = await self._reader.sealed.table(held.series, period, self._stored)
         return sealed.rows(wanted), tier
 
-    async def _direct(self, wanted: Interval) -> tuple[pa.Table, str]:
+    async def _direct(self, wanted: Interval, limit: int | None, *, newest: bool) -> tuple[pa.Table, str]:
         """Straight from the database."""
         self._reader.sealed.missed()
-        page = await self._stored.page(wanted)
-        if not await self._reader.still(self._held.series, self._held.revision):
+        page = await self._stored.page(wanted, limit=limit, newest=newest)
+        if not await self._reader.agrees(self._held, page, wanted):
             raise Moved
         return page.table, page.tier
 
+    async def _reach(self, start: int) -> None:
+        """Have a longer tail, if that can be kept.
+
+        :raises Moved: the next view has it.
+        """
+        if self._reachable:
+            await self._reader.reach(self._held, start)
+        self._reachable = False
+
     def _guess(self, interval: Interval, limit: int) -> int:
-        """Where a tail has to start to have `limit` rows before the end of `interval`, going by what is known."""
+        """The start of the chunk where a tail has to start to have `limit` rows before the end of `interval`, going
+        by what is known."""
         held = self._held
         end = min(interval.end, held.facts.known.end if held.facts.known else interval.end)
         step = held.series.timeframe.seconds * 1000
@@ -183,7 +200,7 @@ class HeldView:
                 break
             wanted -= period.digest.rows
             start = min(start, period.start)
-        if held.tail is not None:
+        if held.tail is not None and held.tail.start <= start:
             # Too short still: twice as far.
-            start = min(start, end - 2 * (end - held.tail.start))
-        return max(start, held.first, held.tail_from)
+            start = end - 2 * max(end - held.tail.start, step)
+        return chunk_start(max(start, held.first, held.tail_from), held.series.timeframe)

@@ -19,6 +19,12 @@ from store.merge import chunk_starts
 _MOST_PIECES = 32
 
 
+def copied(table: pa.Table) -> pa.Table:
+    """The same rows in memory of their own: a part of a table keeps all of it. Arrow combines many pieces only."""
+    columns = [pa.concat_arrays(column.chunks) if column.num_chunks else column for column in table.columns]
+    return pa.Table.from_arrays(columns, schema=table.schema)
+
+
 @dataclass(frozen=True)
 class Tail:
     """Every stored candle from `start` on, up to the last one. Immutable; it grows by making another one.
@@ -91,7 +97,7 @@ class Tail:
         first = int(np.searchsorted(self.times, start))
         return Tail(
             start,
-            self.table.slice(first).combine_chunks(),
+            copied(self.table.slice(first)),
             self.times[first:].copy(),
             {one: digest for one, digest in self.wanted.items() if one >= start},
             {one: digest for one, digest in self.held.items() if one >= start},

@@ -13,43 +13,44 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-import structlog
-
 from market.clock import LATEST_MS, Clock
 from market.errors import StoreBusy, StoreUnavailable
 from market.instrument import Series
+from market.interval import Interval
 from store.archive.archive import Archive
 from store.cache.single_flight import SingleFlight
 from store.cache.statistics import TierStatistics
 from store.cache.time_to_live import TimesToLive
-from store.candle_store import CandleStore, SeriesVersion
+from store.candle_store import CandleStore, SeriesVersion, StoredPage
 from store.control import Control
-from store.merge import chunk_start
+from store.merge import chunk_end, chunk_start
 from store.tiers.derived import DerivedCandles
 from store.tiers.disk import DiskTier
 from store.tiers.encoded import EncodedAnswers
 from store.tiers.frequent import FrequentSeries
 from store.tiers.held_series import HeldSeries
 from store.tiers.held_view import HeldView
+from store.tiers.operating import VERSION_KIND, Operating
 from store.tiers.process_memory import CANDLES_KIND, MEMORY_TIER, ProcessMemory
 from store.tiers.sealed import SealedPeriods
 from store.tiers.status import TierStatus
-from store.tiers.version_check import VersionCheck
-from store.tiers.view import Moved, SeriesView, StoredView
+from store.tiers.view import Moved, ReadAhead, SeriesView, StoredView
 
-log = structlog.get_logger(__name__)
-
-#: The kind of value, for times to live, that says whether candles have changed.
-VERSION_KIND = "candle_version"
 #: Rows that one step of a tail may bring; after more, the tail is thrown away.
 _MOST_NEW_ROWS = 5_000
 #: Rows of a tail that is read anew.
 _MOST_TAIL_ROWS = 200_000
+#: Bytes that a row takes in memory at least.
+_ROW_BYTES = 80
 #: How often a moving series is followed before it is read past the tiers.
 _TRIES = 4
 #: Milliseconds for which a database may answer with an older revision than was seen (a replica that lags) before
 #: that is believed (a restored backup).
 _LONGEST_LAG_MS = 30_000
+
+
+#: Mark, clock, told and turn; see :class:`_Known`.
+_Now = tuple[int | None, int, int, int]
 
 
 @dataclass
@@ -101,23 +102,17 @@ class TieredViews:
         self._statistics = statistics
         self._falls_back = falls_back
         self._frequent = frequent
-        self._on_control = on_control
-        self._check = VersionCheck(store.versions)
+        self._operating = Operating(store, clock, entries, disk, times, on_control)
         # A batch of many series is one question: nobody is turned away here.
         self._flight: SingleFlight[Series, None] = SingleFlight(most_waiting=100_000, wait_seconds=60.0)
-        self._reading: SingleFlight[tuple[str, Series], None] = SingleFlight(
-            most_waiting=100_000, wait_seconds=60.0
-        )
+        #: Whether what was read is kept. One at a time of a series: each would lose what the other has read.
+        self._reading: SingleFlight[Series, bool] = SingleFlight(most_waiting=100_000, wait_seconds=60.0)
         self._told: dict[Series, int] = {}
         self._all_told = 0
-        self.control = Control()
         self._turn = 0
-        self._control_mark: int | None = None
-        self._control_at = -LATEST_MS
-        self._control_writes = 0
         self.encoded = EncodedAnswers(entries, statistics, clock)
         self.sealed = SealedPeriods(entries, disk, statistics)
-        self.derived = DerivedCandles(entries, self.sealed, statistics, self.still)
+        self.derived = DerivedCandles(entries, self.sealed, statistics, self.agrees)
 
     async def of(self, series: Sequence[Series]) -> list[SeriesView | None]:
         """See :class:`store.tiers.view.SeriesViews`."""
@@ -126,8 +121,8 @@ class TieredViews:
         if self._frequent is not None:
             for one in series:
                 self._frequent.count(one)
-        if not self.control.safety.reads_cache and not self._control_fresh():
-            await self._look_at_control()
+        if not self.control.safety.reads_cache:
+            await self._operating.look()
         if self.control.safety.reads_cache:
             wanted = [one for one in series if not self.fresh(one)]
             away = False
@@ -141,7 +136,8 @@ class TieredViews:
                 away = True
             # What was learnt on the way may have switched the cache off.
             if self.control.safety.reads_cache:
-                return [await self._view(one, turn, away) for one in series]
+                # What was fresh when this read began is an answer, whatever was written meanwhile.
+                return [await self._view(one, turn if one in wanted else -1, away) for one in series]
         return [await self._stored(one) for one in series]
 
     async def version(self, series: Sequence[Series]) -> Hashable | None:
@@ -156,7 +152,8 @@ class TieredViews:
     def age_ms(self, series: Sequence[Series]) -> int:
         """How long ago what is held of these was last known to be so; 0 where that is known at every moment."""
         known = [one for one in (self._entries.get(("series", each)) for each in series) if isinstance(one, _Known)]
-        return max((max(self._clock.now_ms() - one.at, 0) for one in known if one.mark is None), default=0)
+        mark = self._store.change_mark()
+        return max((self._age_ms(one) for one in known if mark is None or one.mark != mark), default=0)
 
     def fresh(self, series: Series) -> bool:
         """Whether what is held of `series` may be served without asking the database."""
@@ -165,8 +162,7 @@ class TieredViews:
 
     async def look(self) -> None:
         """See what an operator has switched, if nobody has looked for a while."""
-        if not self._control_fresh():
-            await self._look_at_control()
+        await self._operating.look()
 
     async def tidy(self) -> None:
         """Bring the disk tier within its limit, and clear away what killed processes left."""
@@ -197,6 +193,11 @@ class TieredViews:
             return
         mine = (("series", series), ("sealed", series), ("derived", series))
         self._entries.pop_where(lambda key: isinstance(key, tuple) and key[:2] in mine)
+
+    @property
+    def control(self) -> Control:
+        """What an operator has switched, as it was last seen."""
+        return self._operating.control
 
     @property
     def times(self) -> TimesToLive:
@@ -233,44 +234,62 @@ class TieredViews:
         """Wait for the files that are being written."""
         self.sealed.close()
 
-    async def still(self, series: Series, revision: int) -> bool:
-        """Whether the series is at `revision` now."""
-        found, _ = await self._store.versions([series])
-        return series in found and found[series].revision == revision
+    async def agrees(self, held: HeldSeries, page: StoredPage, interval: Interval) -> bool:
+        """Whether a page, read of `interval`, has the rows that are held: it may be of a server that lags."""
+        if page.revision is None or page.revision <= held.revision:
+            return page.revision == held.revision
+        delta = await self._store.delta(held.series, since=held.revision, after_ms=LATEST_MS, limit=0)
+        if delta is None or delta.facts.revision < page.revision:
+            return False
+        timeframe = held.series.timeframe
+        changed = [one.start for one in delta.chunks]
+        return not any(one < interval.end and chunk_end(one, timeframe) > interval.start for one in changed)
 
     async def reach(self, held: HeldSeries, start: int) -> None:
-        """Read the tail anew, from `start` or a little before, so that the next view has it.
+        """Read the tail anew, from `start` or a little before, so that the next view has it; if that can be kept.
 
-        :raises Moved: always: the view that asked for it is of another revision than what was read.
+        :raises ReadAhead: the next view has it: this one is of another revision.
         """
         self.sealed.missed()
         start = chunk_start(start, held.series.timeframe)
         # Whoever wants more than who came first comes again.
-        await self._reading.run(("tail", held.series), partial(self._read_tail, held, start))
-        raise Moved
+        if await self._reading.run(held.series, partial(self._read_tail, held, start)):
+            raise ReadAhead
 
     async def know_periods(self, held: HeldSeries) -> None:
-        """Read the digests of all periods again, for the next view.
+        """Read the digests of all periods again, for the next view; if they can be kept.
 
-        :raises Moved: always.
+        :raises ReadAhead: the next view has them.
         """
-        await self._reading.run(("periods", held.series), partial(self._read_periods, held))
-        raise Moved
+        if await self._reading.run(held.series, partial(self._read_periods, held)):
+            raise ReadAhead
 
-    async def _read_tail(self, held: HeldSeries, start: int) -> None:
+    async def _read_tail(self, held: HeldSeries, start: int) -> bool:
+        if self._entries.frozen:
+            return False
         now = self._now(held.series)
-        delta = await self._store.delta(held.series, since=-1, after_ms=start - 1, limit=_MOST_TAIL_ROWS)
-        if delta is not None and not delta.more and delta.facts.revision >= held.revision:
-            self._keep(held.series, _Known(held.with_tail(start, delta), *now))
+        most = min(_MOST_TAIL_ROWS, self._entries.limit_bytes // _ROW_BYTES)
+        delta = await self._store.delta(held.series, since=-1, after_ms=start - 1, limit=most)
+        if delta is None or delta.more or delta.facts.revision < held.revision:
+            return False
+        found = held.with_tail(start, delta)
+        if self._keep(held.series, _Known(found, *now)):
+            return True
+        # Too large for memory; the rest is not.
+        self._keep(held.series, _Known(replace(found, tail=None), *now))
+        return False
 
-    async def _read_periods(self, held: HeldSeries) -> None:
+    async def _read_periods(self, held: HeldSeries) -> bool:
+        if self._entries.frozen:
+            return False
         now = self._now(held.series)
         after = LATEST_MS if held.tail is None else held.tail.last
         delta = await self._store.delta(held.series, since=-1, after_ms=after, limit=_MOST_NEW_ROWS)
-        if delta is not None and delta.facts.revision >= held.revision:
-            found = held.known_again(delta)
-            # A tail that a correction has met meanwhile is read anew when it is asked for: what is kept is whole.
-            self._keep(held.series, _Known(found if found.whole else replace(found, tail=None), *now))
+        if delta is None or delta.facts.revision < held.revision:
+            return False
+        found = held.known_again(delta)
+        # A tail that a correction has met meanwhile is read anew when it is asked for: what is kept is whole.
+        return self._keep(held.series, _Known(found if found.whole else replace(found, tail=None), *now))
 
     async def _view(self, series: Series, turn: int, away: bool) -> SeriesView | None:
         known = self._entries.get(("series", series))
@@ -281,8 +300,11 @@ class TieredViews:
             return None
         stored = StoredView(self._store, self._archive, series, known.held.facts)
         # While the database does not answer, a mark proves nothing.
-        age = 0 if known.mark is not None and not away else max(self._clock.now_ms() - known.at, 0)
+        age = 0 if known.mark is not None and not away else self._age_ms(known)
         return HeldView(known.held, stored, self, age)
+
+    def _age_ms(self, known: _Known) -> int:
+        return max(self._clock.now_ms() - known.at, 0)
 
     async def _stored(self, series: Series) -> StoredView | None:
         facts = await self._store.facts(series)
@@ -301,86 +323,56 @@ class TieredViews:
         lifetime = self._times.milliseconds(CANDLES_KIND, self._clock.now_ms())
         return isinstance(known, _Known) and 0 <= self._clock.now_ms() - known.at < lifetime
 
-    def _now(self, series: Series) -> tuple[int | None, int, int, int]:
+    def _now(self, series: Series) -> _Now:
         """What goes with an answer that is asked for now: see :class:`_Known`."""
         return self._store.change_mark(), self._clock.now_ms(), self._told_of(series), self._turn
 
     def _told_of(self, series: Series) -> int:
         return self._told.get(series, 0) + self._all_told + self._store.writes_here()
 
-    def _control_fresh(self) -> bool:
-        mark = self._store.change_mark()
-        if mark is not None:
-            return mark == self._control_mark
-        return (
-            0
-            <= self._clock.now_ms() - self._control_at
-            < self._times.milliseconds(VERSION_KIND, self._clock.now_ms())
-        )
-
-    async def _look_at_control(self) -> None:
-        try:
-            await self._versions([])
-        except (StoreUnavailable, StoreBusy):
-            # What holds is not to be learnt now; the candles are served as long as they may.
-            log.warning("the safety state cannot be read", exc_info=True)
-
     async def _refresh(self, series: Sequence[Series], turn: int) -> None:
         for _ in range(2):
             # A load that was under way when we came may have begun before what we must see: then once more.
             await asyncio.gather(*(self._flight.run(one, partial(self._learn, one)) for one in series))
             series = [one for one in series if not self._answers(one, turn)]
-            if not series:
+            if not series or self._entries.frozen:
                 return
 
     def _answers(self, series: Series, turn: int) -> bool:
         known = self._entries.get(("series", series))
         return isinstance(known, _Known) and known.turn >= turn
 
-    async def _versions(self, series: Sequence[Series]) -> dict[Series, SeriesVersion]:
-        mark, at, writes = self._store.change_mark(), self._clock.now_ms(), self._store.writes_here()
-        found, control = await self._check.of(series)
-        self._control_mark, self._control_at, self._control_writes = mark, at, writes
-        if control != self.control:
-            await self._switch(control)
-        return found
-
-    async def _switch(self, control: Control) -> None:
-        self.control = control
-        self._times.operating = control.operating
-        self._entries.frozen = not control.safety.writes
-        if self._disk is not None:
-            self._disk.frozen = not control.safety.writes
-        if not control.safety.reads_cache:
-            self._entries.frozen = False
-            self._entries.clear()
-            self._entries.frozen = True
-            if self._disk is not None:
-                await asyncio.to_thread(self._disk.drop)
-        self._on_control(control)
-
     async def _learn(self, series: Series) -> None:
         """Bring what is held of a series to what the database says now."""
         now = self._now(series)
-        version = (await self._versions([series])).get(series)
+        version = (await self._operating.versions([series])).get(series)
         if version is None:
             self._keep(series, _Known(None, *now))
             return
-        known = self._entries.get(("series", series))
-        before = known.held if isinstance(known, _Known) else None
-        if before is not None and isinstance(known, _Known):
+        for _ in range(_TRIES):
+            known = self._entries.get(("series", series))
+            if known is None and self._entries.frozen:
+                return
+            after = await self._brought(series, version, known if isinstance(known, _Known) else None, now)
+            # A tail that was read meanwhile is not to be lost.
+            if self._entries.get(("series", series)) is known:
+                break
+        self._keep(series, after)
+
+    async def _brought(self, series: Series, version: SeriesVersion, known: _Known | None, now: _Now) -> _Known:
+        """What is known of a series, brought to this version or a later one."""
+        before = None if known is None else known.held
+        if known is not None and before is not None:
             if now[0] is None and version.revision < before.revision:
                 behind = now[1] if known.behind_since is None else known.behind_since
                 if now[1] - behind < _LONGEST_LAG_MS:
-                    self._keep(series, _Known(before, *now, behind))
-                    return
+                    return _Known(before, *now, behind)
             same = (version.revision, version.origin_ms) == (before.revision, before.facts.origin_ms)
             after = before if same else await self._advanced(before)
             if after is not None:
-                self._keep(series, _Known(after, *now))
-                return
+                return _Known(after, *now)
         delta = await self._store.delta(series, since=-1, after_ms=LATEST_MS, limit=0)
-        self._keep(series, _Known(None if delta is None else HeldSeries.read(series, delta), *now))
+        return _Known(None if delta is None else HeldSeries.read(series, delta), *now)
 
     async def _advanced(self, held: HeldSeries) -> HeldSeries | None:
         """The same series at the newest revision; None if it has to be read anew."""
@@ -395,12 +387,13 @@ class TieredViews:
             held = held.repaired()
         return replace(held, tail=None)
 
-    def _keep(self, series: Series, known: _Known) -> None:
+    def _keep(self, series: Series, known: _Known) -> bool:
+        """Whether it is kept."""
         before = self._entries.get(("series", series))
         if isinstance(before, _Known) and before.held is known.held:
             # Nothing to keep that was not kept: this is allowed while the cache is read-only, too.
             before.mark, before.at, before.told, before.turn = known.mark, known.at, known.told, known.turn
             before.behind_since = known.behind_since
-            return
+            return True
         size = 200 if known.held is None else known.held.bytes
-        self._entries.put(("series", series), known, size)
+        return self._entries.put(("series", series), known, size)

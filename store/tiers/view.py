@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Hashable, Sequence
+from dataclasses import replace
 from typing import Protocol
 
 import pyarrow as pa
@@ -19,6 +20,10 @@ from store.candle_store import CandleStore, SeriesFacts, StoredPage
 
 class Moved(Exception):
     """The series has changed while it was being read: what was read so far is to be thrown away."""
+
+
+class ReadAhead(Moved):
+    """What was not held has been read: the next view has it."""
 
 
 class UnknownPeriods(Moved):
@@ -98,8 +103,11 @@ class StoredView:
         buckets = unread_buckets(page, interval, timeframe, origin_ms)
         if not buckets:
             return page
-        parts = [(await self.page(one)).table for one in buckets]
-        return await asyncio.to_thread(with_buckets, page, buckets, pa.concat_tables(parts), timeframe, origin_ms)
+        pages = [await self.page(one) for one in buckets]
+        if any(one.revision != page.revision for one in pages):
+            page = replace(page, revision=None)
+        minutes = pa.concat_tables([one.table for one in pages])
+        return await asyncio.to_thread(with_buckets, page, buckets, minutes, timeframe, origin_ms)
 
     async def coverage(self, interval: Interval) -> list[Covered]:
         """See :meth:`SeriesView.coverage`."""
