@@ -38,9 +38,9 @@ _MEMORY, _DISK = 128 * MIB, 1024 * MIB
 _SERIES, _ROWS = 500, 100_000
 #: Series read at random, and minutes of each.
 _MANY, _FEW_ROWS = 5_000, 2_000
-#: Operations in a block, of ours and of the database alone.
+#: Operations in a block, of ours and of the database alone; and blocks in a round.
 _BLOCK, _BARE_BLOCK = 1_000, 25
-_BLOCKS = 8
+_BLOCKS = 4
 
 
 class Watched:
@@ -259,7 +259,7 @@ def measure(count: int, rounds: int) -> list[Result]:
     many, few = max(int(_MANY * share), 50), _FEW_ROWS
     found: list[Result] = []
     for work, arguments in (
-        (_memory, (many, few, max(int(4_000 * rounds * share), 400), share)),
+        (_memory, (many, few, max(int(2_000 * rounds * share), 400), share)),
         (_mixed, (series, rows, max(int(_BLOCKS * rounds * share), 4), share)),
     ):
         with tempfile.TemporaryDirectory() as folder, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
