@@ -31,7 +31,7 @@ from store.tiers.tiered_views import TieredViews
 from tests.support.tiers_model import BEGIN, Planner, Read, Write
 from tests.support.tiers_worker import SetClock, differing, outcome, to_batch
 
-SCHEDULES = int(os.environ.get("CHANDLERY_TEST_TIERS_SCHEDULES", "30"))
+SCHEDULES = int(os.environ.get("CHANDLERY_TEST_TIERS_SCHEDULES", "12"))
 #: What a read asks the store for; before and after each of them something may happen.
 STEPS = frozenset({"facts", "page", "rolled", "coverage", "versions", "delta", "read", "series", "chunks"})
 
@@ -144,7 +144,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Plan:
-    """What happens in one home."""
+    """What happens in one home; said a line each, which Hypothesis would not do of a dataclass."""
 
     memory: int
     disk: bool

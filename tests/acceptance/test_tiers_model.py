@@ -18,20 +18,19 @@ from typing import Any
 
 import pytest
 
+from tests.support.redis_server import PrivateRedis
 from tests.support.tiers_fleet import Fleet, ModelFailed
 from tests.support.tiers_model import Choices, Operation, Planner, Seeded, listed, shrunk
 from tests.support.tiers_worker import Place
 
 LOG = logging.getLogger(__name__)
-OPERATIONS = int(os.environ.get("CHANDLERY_TEST_TIERS_OPERATIONS", "3000"))
+OPERATIONS = int(os.environ.get("CHANDLERY_TEST_TIERS_OPERATIONS", "1500"))
 SEED = os.environ.get("CHANDLERY_TEST_TIERS_SEED", "1")
 #: Operations in one home.
 CHAPTER = 500
 #: Seconds to make a failing schedule shorter.
 SHRINK = float(os.environ.get("CHANDLERY_TEST_TIERS_SHRINK", "60"))
-KINDS = frozenset(
-    {"disk", "safety", "processes", "restore", *os.environ.get("CHANDLERY_TEST_TIERS_KINDS", "").split(",")}
-)
+KINDS = frozenset({"disk", "safety", "processes", "restore"})
 #: Bytes of process memory: for all, for some, for a series or two, for nothing; and of the disk tier.
 MEMORY = (1 << 28, 1 << 28, 300_000, 100_000, 30_000, 8_000, 0)
 DISK = (1 << 30, 1 << 30, 400_000, 60_000, 0)
@@ -74,6 +73,15 @@ def test_every_read_through_the_tiers_is_what_the_database_says(fleet: Fleet) ->
     figures = f"{counts['operations']} operations in {took:.1f} s, {used:.1f} s of processor"
     LOG.info("seed %s: %s: %s", seed, figures, dict(sorted(counts.items())))
     assert counts["Read"] > counts["Write"] > 0
+
+
+def test_redis_comes_and_goes_and_no_read_of_candles_fails(tmp_path: Path) -> None:
+    choose = Seeded(7)
+    with PrivateRedis() as redis, Fleet(tmp_path, redis=redis, places=places(choose)) as fleet:
+        schedule = Planner(choose, KINDS | {"redis"}).plan(OPERATIONS // 10)
+        counts = checked(fleet, schedule, "seed 7 with Redis")
+    LOG.info("with Redis: %s", dict(sorted(counts.items())))
+    assert counts["Broker"] > 0
 
 
 def checked(fleet: Fleet, schedule: Sequence[Operation], name: str) -> Counter[str]:

@@ -24,7 +24,7 @@ from tests.support.tiers_racer import Register, main
 from tests.support.tiers_worker import Place
 
 LOG = logging.getLogger(__name__)
-SECONDS = float(os.environ.get("CHANDLERY_TEST_TIERS_SECONDS", "3"))
+SECONDS = float(os.environ.get("CHANDLERY_TEST_TIERS_SECONDS", "2"))
 SEED = 11
 #: Seconds that a process may take to come to its end.
 DEADLINE = 60.0

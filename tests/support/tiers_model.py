@@ -267,6 +267,8 @@ class Planner:
             # Not for long: what is written is what there is to find.
             self.safety = self.choose.one_of(("normal", "normal", "lockdown"))
             return Safety(worker=worker, pause=pause, state=self.safety)
+        if "redis" in self.kinds and self.chance(3):
+            return Broker(pause=pause, what=self.choose.one_of(BROKER))
         if what < 170 and self.asked:
             again: Read = self.choose.one_of(self.asked)
             return replace(again, worker=worker, pause=pause)
@@ -307,8 +309,6 @@ class Planner:
         if what < 34 and "safety" in self.kinds:
             self.safety = self.choose.one_of(("fail", "lockdown", "warning", "normal"))
             return Safety(worker=worker, pause=pause, state=self.safety)
-        if what < 38 and "redis" in self.kinds:
-            return Broker(pause=pause, what=self.choose.one_of(BROKER))
         if what < 41 and "processes" in self.kinds:
             return Restart(worker=worker, pause=pause)
         if what < 46 and "processes" in self.kinds:
