@@ -220,7 +220,7 @@ class _Making:
             return no_candles()
         revision = max(one.revision for one in base)
         name = ChunkName(self._held.series.at(self._timeframe), "derived", group.start, revision, rows)
-        key = ("sealed", name.series, ("derived", group.start, self._origin_ms))
+        key = ("derived", self._held.series, self._timeframe, self._origin_ms, group.start)
         made = replace(group, revision=revision, digest=rows)
         held = self._owner.entries.get(key)
         if isinstance(held, SealedTable) and held.period == made:
