@@ -6,19 +6,24 @@ import asyncio
 import contextlib
 import importlib
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import structlog
 
 from chandlery.settings import Settings
 from chandlery.tiers import told
 from market.clock import Clock, SystemClock
-from market.errors import BadInput, Retryable
+from market.errors import BadInput, ChandleryError
 from store.cache.breaker import CircuitBreaker
 from store.candle_store import CandleStore
+from store.control import Control
 from store.live_source import LiveSource, LocalMarket
 from store.redis.address import RedisUrl
 from store.redis.live_reader import RedisMarket
 from store.redis.live_rules import RedisCommands
 from store.tiers.tiered_views import TieredViews
+
+log = structlog.get_logger(__name__)
 
 #: Seconds between looks at the safety state.
 _LOOK_SECONDS = 1.0
@@ -50,36 +55,51 @@ async def opened_redis(settings: Settings, clock: Clock | None = None) -> AsyncI
 async def opened_safety(store: CandleStore, connection: RedisCommands | None) -> AsyncIterator[Callable[[], bool]]:
     """Whether the safety state lets the cache be written, looked at every second; a lockdown empties Redis."""
     control = await store.control()
-    flushed = False
 
-    async def look() -> None:
-        nonlocal control, flushed
+    async def look() -> Control:
+        nonlocal control
+        control = await store.control()
+        return control
+
+    async with _looking(look, connection):
+        yield lambda: control.safety.writes
+
+
+@contextlib.asynccontextmanager
+async def _looking(look: Callable[[], Awaitable[Control]], connection: RedisCommands | None) -> AsyncIterator[None]:
+    """Look at the safety state every second; in a lockdown, empty Redis until nothing is left in it."""
+
+    async def work() -> None:
+        empty, said = False, ""
         while True:
-            # While the database is away, what held holds; while Redis is, it is emptied later.
-            with contextlib.suppress(Retryable):
-                control = await store.control()
-                if control.safety.reads_cache:
-                    flushed = False
-                elif connection is not None and not flushed:
-                    await _flush(connection)
-                    flushed = True
+            try:
+                if (await look()).safety.reads_cache:
+                    empty = False
+                elif connection is not None and not empty:
+                    # What others were just writing comes after it: they have stopped when there is nothing more.
+                    empty = await _flush(connection) == 0
+            except ChandleryError as error:
+                # While the database is away, what held holds; while Redis is, it is emptied later.
+                if str(error) != said:
+                    log.info("the safety state cannot be obeyed yet", error=str(error))
+                said = str(error)
             await asyncio.sleep(_LOOK_SECONDS)
 
-    looking = asyncio.create_task(look(), name="safety state")
+    looking = asyncio.create_task(work(), name="safety state")
     try:
-        yield lambda: control.safety.writes
+        yield
     finally:
         looking.cancel()
         await asyncio.wait([looking])
 
 
-async def _flush(connection: RedisCommands) -> None:
+async def _flush(connection: RedisCommands) -> int:
+    """Delete what is ours in Redis; how many values."""
     # With a connection there is its driver.
     from store.redis.connection import RedisConnection  # noqa: PLC0415 - optional driver
     from store.redis.flush import flush  # noqa: PLC0415 - optional driver
 
-    if isinstance(connection, RedisConnection):
-        await flush(connection)
+    return await flush(connection) if isinstance(connection, RedisConnection) else 0
 
 
 @contextlib.asynccontextmanager
@@ -89,10 +109,16 @@ async def opened_live(settings: Settings, views: TieredViews, clock: Clock) -> A
         if connection is None:
             yield LocalMarket.empty(clock)
             return
-        yield RedisMarket(
-            connection,
-            clock,
-            times=views.times,
-            statistics=views.statistics,
-            reads=lambda: views.control.safety.reads_cache,
-        )
+
+        async def look() -> Control:
+            return views.control
+
+        # Who wrote to Redis may be gone.
+        async with _looking(look, connection):
+            yield RedisMarket(
+                connection,
+                clock,
+                times=views.times,
+                statistics=views.statistics,
+                reads=lambda: views.control.safety.reads_cache,
+            )

@@ -283,6 +283,9 @@ class RedisLiveWriter:
         self.status.dropped += self._changes.drop()
 
     async def _take_leave(self) -> None:
+        if not self._allowed():
+            # What may not be written may not be taken away; it goes when its time is over.
+            return
         commands = [one for writer in self._books.values() if (one := writer.farewell()) is not None]
         with contextlib.suppress(SharedAway, RedisRefused):
             await self._connection.pipeline(commands)
