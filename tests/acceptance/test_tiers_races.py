@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import multiprocessing
 import os
@@ -19,6 +20,7 @@ import pytest
 
 from chandlery import wiring
 from chandlery.settings import Settings
+from market.errors import StoreBusy
 from store.control import SafetyState
 from tests.support.tiers_racer import Register, main
 from tests.support.tiers_worker import Place
@@ -59,19 +61,22 @@ class Racer:
         return ready
 
     def kill(self) -> None:
-        self.process.kill()
-        self.end()
+        """Nothing of it runs any more; safe to call twice."""
+        if self.process is not None:
+            self.process.kill()
+            self.end()
 
     def end(self) -> None:
         self.process.join(DEADLINE)
         self.process.close()
         self._connection.close()
+        self.process = None
 
 
 async def race(
     folder: Path, settings: dict[str, Any], stale: bool, trouble: Callable[[random.Random, Any], Any]
 ) -> Counter[str]:
-    """Two writers that take turns at being alive, three readers, and `trouble` all the time.
+    """A writer, three readers, and `trouble` all the time.
 
     :param trouble: called again and again with the store and choices; may return an awaitable.
     """
@@ -81,42 +86,54 @@ async def race(
     rng = random.Random(SEED)
     places = [Place(settings=settings | one.settings, role=one.role, may_be_stale=stale) for one in PLACES]
     counts: Counter[str] = Counter()
+    racers: list[Racer] = []
     async with wiring.opened_store(Settings(**settings)) as store:
-        writer = Racer(context, folder, "write", places[0], register)
-        while register.committed.value < 0:
-            assert writer.process.is_alive()
-        readers = [
-            Racer(context, folder, "read", one, register, SEED + number) for number, one in enumerate(places)
-        ]
-        end = time.monotonic() + SECONDS
-        while time.monotonic() < end and not any(one.failed() for one in readers):
-            what = rng.randrange(20)
-            if what == 0:
-                writer.kill()
-                writer = Racer(context, folder, "write", places[0], register)
-                counts["writers killed"] += 1
-            elif what == 1:
-                number = rng.randrange(len(readers))
-                if readers[number].failed():
-                    break
-                readers[number].kill()
-                readers[number] = Racer(context, folder, "read", places[number], register, rng.randrange(10**6))
-                counts["readers killed"] += 1
-            elif what == 2:
-                state = rng.choice((SafetyState.FAIL, SafetyState.LOCKDOWN))
-                await store.set_control(safety=state, reason="race")
-                counts[state.value] += 1
-            else:
-                await trouble(rng, store)
-            # Long enough for what was started to do something.
-            readers[0].process.join(0.2)
-            await store.set_control(safety=SafetyState.NORMAL, reason="race")
-        register.over.set()
-        for one in (writer, *readers):
-            counts += one.result()
-        # What killed writers have written, too.
-        counts["versions"] = register.committed.value
+        try:
+            racers.append(Racer(context, folder, "write", places[0], register))
+            while register.committed.value < 0 and not racers[0].failed():
+                racers[0].process.join(0.02)
+            racers += [
+                Racer(context, folder, "read", one, register, SEED + number) for number, one in enumerate(places)
+            ]
+            end = time.monotonic() + SECONDS
+            while time.monotonic() < end and not any(one.failed() for one in racers):
+                what = rng.randrange(20)
+                if what < 2:
+                    # The writer as often as any of the readers.
+                    number = rng.randrange(len(racers)) if what else 0
+                    if racers[number].failed():
+                        break
+                    racers[number].kill()
+                    place = places[max(number - 1, 0)]
+                    arguments = ("write", place, register) if number == 0 else ("read", place, register, SEED)
+                    racers[number] = Racer(context, folder, *arguments)
+                    counts["readers killed" if number else "writers killed"] += 1
+                elif what == 2:
+                    state = rng.choice((SafetyState.FAIL, SafetyState.LOCKDOWN))
+                    await switched(store, state)
+                    counts[state.value] += 1
+                else:
+                    await trouble(rng, store)
+                # Long enough for what was started to do something.
+                racers[1].process.join(0.2)
+                await switched(store, SafetyState.NORMAL)
+            register.over.value = 1
+            for one in racers:
+                counts += one.result()
+            # What killed writers have written, too.
+            counts["versions"] = register.committed.value
+        finally:
+            for one in racers:
+                one.kill()
     return counts
+
+
+async def switched(store: Any, state: SafetyState) -> None:
+    """Switch the safety state; a writer that never rests may be in the way for a while."""
+    while True:
+        with contextlib.suppress(StoreBusy):
+            await store.set_control(safety=state, reason="race")
+            return
 
 
 async def test_readers_never_see_what_was_never_there(tmp_path: Path) -> None:

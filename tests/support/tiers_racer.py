@@ -17,6 +17,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from chandlery.settings import Settings
 from market.candle import open_times_ms
 from market.clock import to_ms
 from market.coverage import CoverageState
-from market.errors import StoreReadOnly
+from market.errors import StoreBusy, StoreReadOnly
 from market.instrument import Series
 from market.interval import Interval, IntervalSet
 from market.rollup import roll_up
@@ -50,22 +51,22 @@ MOST_VERSIONS = 20_000
 
 @dataclass(frozen=True)
 class Register:
-    """What all processes know of the versions of the series."""
+    """What all processes know of the versions of the series; without locks, which a killed process would keep."""
 
     #: The newest that was begun, and the newest that was committed.
     begun: Any
     committed: Any
     #: By version: when it was known to be committed, monotonic seconds; 0 where it was left out.
     committed_at: Any
-    #: Set when everybody is to come to an end.
+    #: Not 0 when everybody is to come to an end.
     over: Any
 
     @classmethod
     def of(cls, context: Any) -> Register:
         """A new one; its parts may be handed to processes of `context`."""
-        return cls(
-            context.Value("q", -1), context.Value("q", -1), context.Array("d", MOST_VERSIONS + 1), context.Event()
-        )
+        number = partial(context.Value, lock=False)
+        times = context.Array("d", MOST_VERSIONS + 1, lock=False)
+        return cls(begun=number("q", -1), committed=number("q", -1), committed_at=times, over=number("b", 0))
 
 
 def fixed() -> list[int]:
@@ -106,14 +107,14 @@ async def write(place: Place, register: Register) -> Counter[str]:
             last = version_of(stored)
             register.committed_at[last] = register.committed_at[last] or time.monotonic()
             register.committed.value = max(register.committed.value, last)
-        while not register.over.is_set() and register.begun.value < MOST_VERSIONS:
+        while not register.over.value and register.begun.value < MOST_VERSIONS:
             version = register.begun.value + 1
             table = made(times_of(version), version)
             register.begun.value = version
             batch = CandleBatch(series=RACED, source="race", now_ms=CLOSED, table=table)
             try:
                 await store.write(batch)
-            except StoreReadOnly:
+            except (StoreReadOnly, StoreBusy):
                 counts["refused"] += 1
                 # The version was never there: the next one takes its place, and none is read in between.
                 register.begun.value = version - 1
@@ -121,6 +122,8 @@ async def write(place: Place, register: Register) -> Counter[str]:
             register.committed_at[version] = time.monotonic()
             register.committed.value = version
             counts["written"] += 1
+            # A writer that never rests keeps everybody else from the lock of an SQLite file.
+            await asyncio.sleep(0.005)
     return counts
 
 
@@ -141,7 +144,7 @@ async def read(place: Place, register: Register, seed: int) -> Counter[str]:
             market_data = await stack.enter_async_context(together(settings, store))
         else:
             market_data = await stack.enter_async_context(wiring.served_market_data(settings))
-        while not register.over.is_set():
+        while not register.over.value:
             asked = [question(rng) for _ in range(rng.choice((1, 1, 1, 2, 5)))]
             # Several at once: what one of them loads is what the others get.
             found = await asyncio.gather(*(checked(one, market_data, register, place, counts) for one in asked))
