@@ -22,7 +22,7 @@ from store.tiers.view import Moved, StoredView, UnknownPeriods
 #: A tail is read for the newest rows up to so many; more come by whole periods.
 _MOST_BY_TAIL = 5_000
 #: Rows that a tail is read for at least.
-_LEAST_BY_TAIL = 1_500
+LEAST_BY_TAIL = 1_500
 
 
 class Reader(Protocol):
@@ -190,7 +190,7 @@ class HeldView:
         held = self._held
         end = min(interval.end, held.facts.known.end if held.facts.known else interval.end)
         step = held.series.timeframe.seconds * 1000
-        start = end - max(limit, _LEAST_BY_TAIL) * step
+        start = end - max(limit, LEAST_BY_TAIL) * step
         wanted = limit
         for period in reversed(held.between(interval.start, interval.end)):
             length = min(end, period.end) - period.start
@@ -201,6 +201,6 @@ class HeldView:
             wanted -= period.digest.rows
             start = min(start, period.start)
         if held.tail is not None and held.tail.start <= start:
-            # Too short still: twice as far.
-            start = end - 2 * max(end - held.tail.start, step)
+            # Too short still, for in that period they are not equally dense: all of it, or of the one before.
+            start = max((one.start for one in held.between(held.first, held.tail.start)), default=held.first)
         return chunk_start(max(start, held.first, held.tail_from), held.series.timeframe)
