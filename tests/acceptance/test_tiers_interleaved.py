@@ -16,9 +16,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from market.instrument import Series
 from market.timeframe import ONE_MINUTE
 from store.cache.statistics import TierStatistics
 from store.cache.time_to_live import TimesToLive
@@ -28,7 +30,8 @@ from store.sqlite.store import DATABASE_NAME, SqliteStore
 from store.tiers.disk import DiskTier
 from store.tiers.process_memory import ProcessMemory
 from store.tiers.tiered_views import TieredViews
-from tests.support.tiers_model import BEGIN, Planner, Read, Write
+from tests.support.made_candles import DAY, HOUR
+from tests.support.tiers_model import BEGIN, DAYS, SYMBOLS, Planner, Read, Write
 from tests.support.tiers_worker import SetClock, differing, outcome, to_batch
 
 SCHEDULES = int(os.environ.get("CHANDLERY_TEST_TIERS_SCHEDULES", "12"))
@@ -223,3 +226,27 @@ async def settled(step: Step, tiered: Any, plain: Any) -> None:
             ask = asked(one, place)
             wrong = differing([await ask(tiered)], [await ask(plain)])
             assert wrong is None, f"afterwards: {one}\n{wrong}"
+
+
+@pytest.mark.parametrize("steps", range(1, 9))
+async def test_a_correction_while_digests_are_read_again_leaves_no_hole_in_the_newest_candles(
+    tmp_path: Path, steps: int
+) -> None:
+    minutes = Series("binance", SYMBOLS[0], ONE_MINUTE)
+    old = Write(worker=0, series=minutes, first=DAYS[6], count=40)
+    new = Write(worker=0, series=minutes, first=DAYS[0], count=40)
+    newest = asked(Read(worker=0, series=(minutes,), limit=20), 0)
+    january = asked(Read(worker=0, series=(minutes,), start=DAYS[6], end=DAYS[6] + DAY), 0)
+    march = asked(Read(worker=0, series=(minutes,), start=DAYS[0], end=DAYS[0] + DAY), 0)
+    async with opened(tmp_path, 1 << 28, False) as (between, other, tiered, plain):
+        for one in (old, new):
+            await other.write(to_batch(one))
+        await newest(tiered)
+        # From now on nobody knows the digest of January, and the newest candles are in memory.
+        await other.write(to_batch(replace(old, count=1, version=1)))
+        await newest(tiered)
+        async with between.during([Meanwhile(steps, replace(new, first=DAYS[0] + HOUR // 2, version=2))], january):
+            given = await january(tiered)
+        assert None in [differing([given], [one]) for one in between.said]
+        for ask in (march, newest, january):
+            assert differing([await ask(tiered)], [await ask(plain)]) is None
