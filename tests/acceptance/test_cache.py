@@ -19,7 +19,6 @@ from tests.support.made_candles import MINUTE, at
 from tests.support.places import mounted
 from tests.support.postgres_server import PrivatePostgres
 from tests.support.served_home import (
-    DEADLINE,
     FIRST,
     LAST,
     SEALED,
@@ -31,9 +30,9 @@ from tests.support.served_home import (
     minutes,
     rows_at,
     serving,
+    waited,
     write_csv,
 )
-from tests.support.server_process import until
 
 BTC, ETH = SYMBOLS
 #: In the month that is over, before the newest rows. Each time with another end, so that the answer itself is not
@@ -160,14 +159,14 @@ def test_what_is_read_most_is_in_memory_after_a_restart(home: Path, truth: Truth
         assert [month_but(service, truth, less) for less in range(3)] == ["database", "database", "memory"]
         for _ in range(3):
             newest_right(service, truth)
-        until(lambda: len(arrow_files(home / "cache")) == 1, "the month is on disk", DEADLINE)
+        waited(lambda: len(arrow_files(home / "cache")) == 1, "the month is on disk")
         assert "Traceback" not in service.ended()
     assert (home / FREQUENT_NAME).exists()
     (file,) = arrow_files(home / "cache")
     size = file.stat().st_size
     with serving(home) as service:
-        until(lambda: service.cache()["memory_bytes"] > 0, "it is read ahead", DEADLINE)
-        until(lambda: service.counted("memory", "candles", "bytes") > 50_000, "all of it", DEADLINE)
+        waited(lambda: service.cache()["memory_bytes"] > 0, "it is read ahead")
+        waited(lambda: service.counted("memory", "candles", "bytes") > 50_000, "all of it")
         before = service.counted("memory", "candles", "hits")
         # The first reads ever: of the series that was read most, and of one that nobody had read.
         assert service.rows(limit=500) == (truth.newest(BTC, 500), "memory")
@@ -230,7 +229,7 @@ def test_a_damaged_file_under_a_running_service(home: Path, truth: Truth) -> Non
 
         def on_disk(symbol: str) -> None:
             """Read until the disk answers."""
-            until(lambda: month_but(service, truth, next(less), symbol) == "disk", f"{symbol} is on disk", DEADLINE)
+            waited(lambda: month_but(service, truth, next(less), symbol) == "disk", f"{symbol} is on disk")
 
         for symbol in SYMBOLS:
             on_disk(symbol)
@@ -273,17 +272,16 @@ def test_a_disk_cache_that_is_full_read_only_or_gone(
     with mounted(tmp_path / "small", "-t", "tmpfs", "-o", "size=8m", "tmpfs") as folder:
         with serving(home, LITTLE_MEMORY | {"CHANDLERY_CACHE_PATH": str(folder)}) as service:
             less = iter(range(1000))
-            until(lambda: month_but(service, truth, next(less)) == "disk", "it is on disk", DEADLINE)
+            waited(lambda: month_but(service, truth, next(less)) == "disk", "it is on disk")
             full(folder)
             # No room for another: it is read from the database as often as it is asked for.
             assert {month_but(service, truth, next(less), ETH) for _ in range(4)} == {"database"}
             assert month_but(service, truth, next(less)) in ("disk", "database")
             (folder / "ballast").unlink()
             for symbol in SYMBOLS:
-                until(
+                waited(
                     lambda symbol=symbol: month_but(service, truth, next(less), symbol) == "disk",  # type: ignore[misc]
                     f"{symbol} is on disk",
-                    DEADLINE,
                 )
             subprocess.run(["mount", "-o", "remount,ro", folder], check=True)
             assert [month_but(service, truth, next(less), symbol) for symbol in SYMBOLS] == ["disk", "disk"]

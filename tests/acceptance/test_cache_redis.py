@@ -43,7 +43,7 @@ BTC, ETH = (Series("binance", symbol, ONE_MINUTE) for symbol in SYMBOLS)
 CLOCK = SystemClock()
 PATIENT = RedisRules(answer_seconds=10, connect_seconds=10)
 LIFETIME_MS = 600_000
-READERS = 6
+READERS = 3
 
 
 @contextlib.asynccontextmanager

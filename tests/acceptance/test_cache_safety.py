@@ -23,8 +23,7 @@ from tests.acceptance.conftest import Command, started
 from tests.support.made_candles import MINUTE
 from tests.support.market_kept import EXCHANGE, SEED, market_of
 from tests.support.redis_server import PrivateRedis
-from tests.support.served_home import COLUMNS, DEADLINE, Row, Service, arrow_files, rows_at, serving, write_csv
-from tests.support.server_process import until
+from tests.support.served_home import COLUMNS, Row, Service, arrow_files, rows_at, serving, waited, write_csv
 from tests.support.simulated import simulated_exchange
 
 pytestmark = pytest.mark.crash
@@ -87,7 +86,7 @@ class Processes:
 
     def month(self) -> tuple[list[Row], str]:
         """A part of the month that is over, and not among the newest rows."""
-        return self.service.rows(BTC, start=MONTH[0], end=MONTH[1] - next(self.numbers) * MINUTE, limit=5000)
+        return self.service.rows(BTC, start=MONTH[0], end=MONTH[0] + next(self.numbers) * MINUTE)
 
     def hours(self) -> tuple[list[Row], str]:
         """Larger candles."""
@@ -101,15 +100,11 @@ class Processes:
     def questions(self) -> list[Callable[[], tuple[list[Row], str]]]:
         return [self.newest, self.month, self.hours, self.forming, self.newest]
 
-    def waits(self, condition: Callable[[], bool], what: str) -> None:
-        """Until something has happened by itself."""
-        until(condition, what, DEADLINE)
-
     def journal_grows(self, more: int = 1) -> None:
         """What comes is written to the journal."""
-        self.waits(lambda: self.writer()["state"] == "spilling", "the database is left alone")
+        waited(lambda: self.writer()["state"] == "spilling", "the database is left alone")
         records = self.writer()["journal_records"]
-        self.waits(lambda: self.writer()["journal_records"] >= records + more, "the journal grows")
+        waited(lambda: self.writer()["journal_records"] >= records + more, "the journal grows")
 
     @contextmanager
     def _database(self) -> Iterator[sqlite3.Connection]:
@@ -152,15 +147,15 @@ def test_fail_and_lockdown_and_back(chandlery: Command, tmp_path: Path) -> None:
 
 def as_usual(one: Processes) -> None:
     """Everything is written, and every tier used."""
-    one.waits(lambda: one.writer()["state"] == "direct" and not one.writer()["journal_records"], "all is stored")
+    waited(lambda: one.writer()["state"] == "direct" and not one.writer()["journal_records"], "all is stored")
     candles, trades = one.stored()
-    one.waits(lambda: one.stored()[0] > candles and one.stored()[1] > trades, "more is stored")
-    one.waits(lambda: one.newest()[1] == "memory", "the newest candles come from memory")
-    one.waits(lambda: one.month()[1] == "memory", "the month comes from memory")
-    one.waits(lambda: arrow_files(one.home / "cache") != [], "the month is on disk")
-    one.waits(lambda: one.forming()[0][-1][0] > one.newest()[0][-1][0], "the forming candle is shown")
+    waited(lambda: one.stored()[0] > candles and one.stored()[1] > trades, "more is stored")
+    waited(lambda: one.newest()[1] == "memory", "the newest candles come from memory")
+    waited(lambda: one.month()[1] == "memory", "the month comes from memory")
+    waited(lambda: arrow_files(one.home / "cache") != [], "the month is on disk")
+    waited(lambda: one.forming()[0][-1][0] > one.newest()[0][-1][0], "the forming candle is shown")
     ticker = one.ticker()
-    one.waits(lambda: one.ticker() not in (b"", ticker), "tickers come through Redis")
+    waited(lambda: one.ticker() not in (b"", ticker), "tickers come through Redis")
     status = one.service.cache()
     assert status["safety"] == "normal"
     assert status["memory_bytes"] > 0
@@ -174,14 +169,14 @@ def fail(one: Processes) -> None:
     stored = one.stored()
     one.journal_grows()
     # Once ingest has looked, Redis stands still as well.
-    one.waits(lambda: one.ticker() == stands_still(one), "no ticker is written")
+    waited(lambda: one.ticker() == stands_still(one), "no ticker is written")
     memory = one.service.cache()["memory_bytes"]
     for _ in range(2):
         newest, tier = one.newest()
         assert tier == "memory"
         assert len(newest) > 100
         found, tier = one.month()
-        assert (found[:1000], tier) == (month[0][:1000], "memory")
+        assert (found[:100], tier) == (month[0][:100], "memory")
         for ask in one.questions:
             ask()
     status = one.service.cache()
@@ -206,7 +201,7 @@ def lockdown(one: Processes) -> None:
     assert arrow_files(one.home / "cache") == []
     status = one.service.cache()
     assert (status["safety"], status["memory_bytes"]) == ("lockdown", 0)
-    one.waits(lambda: one.keys() == [], "Redis has nothing of ours")
+    waited(lambda: one.keys() == [], "Redis has nothing of ours")
     one.journal_grows()
     for _ in range(2):
         answers = [ask() for ask in one.questions]
@@ -239,7 +234,7 @@ def complete(one: Processes) -> None:
         return one.service.rows(BTC, start=BEGIN + MINUTE, end=end, limit=5000)[0]
 
     assert wanted >= 5
-    one.waits(lambda: len(served()) >= wanted, "all candles are there")
+    waited(lambda: len(served()) >= wanted, "all candles are there")
     true = market_of(BTC).minutes(now, BEGIN + MINUTE, end)
     columns = [true.column(name).to_pylist() for name in COLUMNS[1:]]
     times = [int(time.timestamp() * 1000) for time in true.column("open_time").to_pylist()]
@@ -251,7 +246,7 @@ def complete(one: Processes) -> None:
 def the_end_in_a_lockdown(one: Processes) -> None:
     """Whoever ends leaves nothing behind in Redis, either."""
     one.switch("lockdown")
-    one.waits(lambda: one.keys() == [], "Redis has nothing of ours")
+    waited(lambda: one.keys() == [], "Redis has nothing of ours")
     one.ingest.send_signal(signal.SIGTERM)
     assert one.ingest.stdout is not None
     said = one.ingest.stdout.read()
@@ -260,11 +255,11 @@ def the_end_in_a_lockdown(one: Processes) -> None:
     assert one.keys() == []
     # What a killed process left, whoever reads takes away; what is somebody else's stays.
     one.switch("normal")
-    one.waits(lambda: one.service.cache()["safety"] == "normal", "it is over")
+    waited(lambda: one.service.cache()["safety"] == "normal", "it is over")
     left, foreign = live_key(EXCHANGE, BTC, "ticker"), "another:1:{binance|BTC/USDT}:live:ticker"
     for name in (left, foreign):
         one.redis_cli("SET", name, "value")
     one.switch("lockdown")
-    one.waits(lambda: one.keys() == [], "Redis has nothing of ours")
+    waited(lambda: one.keys() == [], "Redis has nothing of ours")
     assert one.redis_cli("GET", foreign) == b"value"
     assert "Traceback" not in one.service.ended()

@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import re
 import subprocess
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 
 from chandlery.settings import Settings
 from chandlery.wiring import opened_store
@@ -24,8 +26,8 @@ SYMBOLS = ("BTC/USDT", "ETH/USDT")
 #: Minutes, counted from START (2023-01-01): six days of a month that is over for them, and a day after it.
 FIRST, SEALED, LAST = 25 * 1440, 31 * 1440, 32 * 1440
 COLUMNS = ("open_time", "open", "high", "low", "close", "volume")
-#: Seconds for what must happen by itself.
-DEADLINE = 60.0
+#: Seconds for what must happen by itself, and between looks: each look is a question to a process.
+DEADLINE, LOOK = 60.0, 0.1
 
 #: The values of COLUMNS.
 Row = list[Any]
@@ -63,10 +65,10 @@ class Truth:
     def hours(self, symbol: str, start: int, end: int) -> list[Row]:
         """Open time, open, high, low and close of hourly candles."""
         found = []
-        for time in range(start, end, HOUR):
-            part = self.range(symbol, time, time + HOUR)
+        for hour in range(start, end, HOUR):
+            part = self.range(symbol, hour, hour + HOUR)
             high, low = max(row[2] for row in part), min(row[3] for row in part)
-            found.append([time, part[0][1], high, low, part[-1][4]])
+            found.append([hour, part[0][1], high, low, part[-1][4]])
         return found
 
 
@@ -138,6 +140,15 @@ def serving(home: Path, env: Mapping[str, str] | None = None) -> Iterator[Servic
         assert found is not None, line
         with httpx.Client(base_url=found[0], timeout=DEADLINE) as http:
             yield Service(found[0], process, http)
+
+
+def waited(condition: Callable[[], bool], what: str) -> None:
+    """Return as soon as `condition` holds; the test fails, naming `what`, after DEADLINE."""
+    end = time.monotonic() + DEADLINE
+    while not condition():
+        if time.monotonic() > end:
+            pytest.fail(f"not within {DEADLINE:g} s: {what}")
+        time.sleep(LOOK)
 
 
 def arrow_files(folder: Path) -> list[Path]:
