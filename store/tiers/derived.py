@@ -14,7 +14,7 @@ from market.candle import no_candles, open_times_ms
 from market.fingerprint import Digest
 from market.interval import Interval
 from market.rollup import roll_up
-from market.timeframe import DAY_MS, TIMEFRAMES, Int64s, Timeframe
+from market.timeframe import TIMEFRAMES, Int64s, Timeframe
 from store.cache.statistics import TierStatistics
 from store.candle_store import StoredPage
 from store.tiers.disk import ChunkName
@@ -25,9 +25,8 @@ from store.tiers.sealed import DISK_TIER, SealedPeriods, SealedTable, farthest
 from store.tiers.tail import copied
 from store.tiers.view import Moved, StoredView, UnknownPeriods
 
-#: Buckets, and milliseconds of what they are made of, that a tail may be lengthened by at once, backwards.
+#: Buckets before the newest period that a tail may be lengthened by at once, backwards.
 _LONGEST_REACH = 4_000
-_LONGEST_REACH_MS = 100 * DAY_MS
 #: Base candles that the store is asked to make larger ones of at once, about.
 _MOST_AT_ONCE = 100_000
 #: A tail of more buckets is cut, and so many are left of it.
@@ -176,8 +175,7 @@ class _Making:
         if wanted.end <= sealed:
             return wanted.end
         anchor = wanted.end if tail is None else tail.start
-        anchor = self._timeframe.floor(anchor, self._origin_ms)
-        reach = max(self._timeframe.next(anchor, -_LONGEST_REACH), anchor - _LONGEST_REACH_MS)
+        reach = self._timeframe.next(self._timeframe.floor(anchor, self._origin_ms), -_LONGEST_REACH)
         return wanted.start if wanted.start >= min(sealed, reach) else sealed
 
     async def reached(self, tail: _DerivedTail | None, wanted: Interval) -> _DerivedTail:

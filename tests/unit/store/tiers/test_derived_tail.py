@@ -67,6 +67,7 @@ def plans(draw: st.DrawFn) -> list[tuple[object, ...]]:
         read,
         read,
         st.tuples(st.just("write"), times, st.integers(0, 2)),
+        st.tuples(st.just("absent"), at),
         st.tuples(st.just("follow")),
         st.tuples(st.just("tail"), at),
         st.tuples(st.just("lag"), st.booleans()),
@@ -86,6 +87,8 @@ async def test_kept_candles_are_those_that_would_be_made_now(plan: list[tuple[ob
         match kind, arguments:
             case "write", [list() as times, int(version)]:
                 larger.store.now = larger.store.now.written(times, version)
+            case "absent", [int(at)]:
+                larger.store.now = larger.store.now.written([], 0, [Interval(at, at + HOUR)])
             case "follow", _:
                 before = held, truth
                 after = LATEST_MS if held.tail is None else held.tail.last
@@ -110,6 +113,20 @@ async def test_kept_candles_are_those_that_would_be_made_now(plan: list[tuple[ob
                         break
                     except Moved:
                         break
+
+
+async def test_a_late_minute_makes_its_closed_bucket_again() -> None:
+    larger, hours = Larger(), TIMEFRAMES["1h"]
+    first = DAYS[3]
+    silent = Interval(first + 10 * MINUTE, first + 2 * HOUR)
+    larger.store.now = Stored(BTC).written(range(first, first + 10 * MINUTE, MINUTE), 0, [silent])
+    held = larger.held(first)
+    await larger.rows(held, larger.store.now, Interval(first, first + HOUR), hours, DEFAULT_ORIGIN_MS)
+    assert held.tail is not None
+    larger.store.now = larger.store.now.written([first + 40 * MINUTE], 1)
+    held = held.after(larger.store.now.delta(held.revision, held.tail.last, 100))
+    for _ in range(2):
+        await larger.rows(held, larger.store.now, Interval(first, first + HOUR), hours, DEFAULT_ORIGIN_MS)
 
 
 async def test_what_a_lagging_server_gives_is_not_kept() -> None:

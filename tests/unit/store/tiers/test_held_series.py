@@ -24,7 +24,7 @@ from tests.support.stored_series import Stored
 #: Around borders of days, months, years and decades.
 DAYS = [to_ms(day) for day in ("2019-12-31", "2020-01-01", "2022-12-31", "2023-01-01", "2023-01-31", "2023-02-01")]
 #: Few, so that there is something to correct, to come late and to trim.
-SMALL = {"_LONG_TAIL": 8, "_SHORT_TAIL": 3, "_MOST_CHANGES": 4}
+SMALL = {"_LONG_TAIL": 8, "_SHORT_TAIL": 3, "_MOST_CHANGES": 2}
 
 
 def instants(series: Series) -> list[int]:
@@ -39,8 +39,8 @@ def steps(draw: st.DrawFn) -> tuple[Series, list[tuple[object, ...]]]:
     at = st.sampled_from(instants(series))
     times = st.lists(at, min_size=1, max_size=4)
     kinds = st.one_of(
-        st.tuples(st.just("write"), times, st.integers(0, 2)),
-        st.tuples(st.just("write"), times, st.integers(0, 2)),
+        st.tuples(st.just("write"), times, st.integers(0, 2), st.booleans()),
+        st.tuples(st.just("write"), times, st.integers(0, 2), st.booleans()),
         st.tuples(st.just("absent"), at),
         st.tuples(st.just("drop"), at),
         st.tuples(st.just("follow")),
@@ -93,8 +93,9 @@ def test_what_is_held_is_what_is_stored(plan: tuple[Series, list[tuple[object, .
     with patch.multiple(held_series, **SMALL):
         for kind, *arguments in happened:
             match kind, arguments:
-                case "write", [list() as times, int(version)]:
+                case "write", [list() as times, int(version), bool(follows)]:
                     stored = stored.written(times, version)
+                    held = followed(held, stored) if follows else held
                 case "absent", [int(at)]:
                     stored = stored.written([], 0, [Interval(at, series.timeframe.next(at))])
                 case "drop", [int(at)]:
