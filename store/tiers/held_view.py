@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 import pyarrow as pa
@@ -10,7 +11,7 @@ from market.candle import no_candles, open_times_ms
 from market.coverage import Covered
 from market.interval import Interval
 from market.timeframe import Timeframe
-from store.candle_store import SeriesFacts, StoredPage
+from store.candle_store import DATABASE_TIER, SeriesFacts, StoredPage
 from store.merge import chunk_start
 from store.tiers.derived import DerivedCandles
 from store.tiers.held_series import HeldSeries
@@ -46,13 +47,23 @@ class HeldView:
 
     :param stored: the same series in the database.
     :param age_ms: since this was known to be what the database says.
+    :param anew: whether the tail was read from the database for this view; asked at its first use.
     """
 
-    def __init__(self, held: HeldSeries, stored: StoredView, reader: Reader, age_ms: int) -> None:
+    def __init__(
+        self,
+        held: HeldSeries,
+        stored: StoredView,
+        reader: Reader,
+        age_ms: int,
+        anew: Callable[[], bool] = lambda: False,
+    ) -> None:
         self._held = held
         self._stored = stored
         self._reader = reader
         self._age_ms = age_ms
+        self._anew = anew
+        self._nearest: str | None = None
         #: Whether a longer tail can be had.
         self._reachable = True
 
@@ -111,8 +122,7 @@ class HeldView:
             if tail is not None:
                 found = tail.rows(interval)
                 if found.num_rows >= limit or tail.start <= max(interval.start, held.first):
-                    self._reader.sealed.hit()
-                    return found, MEMORY_TIER
+                    return found, self._tail_tier()
             start = self._guess(interval, limit)
             if tail is None or start < tail.start:
                 await self._reach(start)
@@ -132,8 +142,7 @@ class HeldView:
         """All rows of `interval`, or at least the first `limit`."""
         tail = self._held.tail
         if tail is not None and tail.start <= interval.start:
-            self._reader.sealed.hit()
-            return tail.rows(interval), MEMORY_TIER
+            return tail.rows(interval), self._tail_tier()
         parts: list[pa.Table] = []
         tier, rows = MEMORY_TIER, 0
         for period in self._held.between(interval.start, interval.end):
@@ -152,8 +161,7 @@ class HeldView:
         held = self._held
         tail = held.tail
         if tail is not None and tail.start <= wanted.start:
-            self._reader.sealed.hit()
-            return tail.rows(wanted), MEMORY_TIER
+            return tail.rows(wanted), self._tail_tier()
         if period.start == held.newest_period:
             if held.tail_from <= wanted.start:
                 await self._reach(wanted.start)
@@ -183,6 +191,16 @@ class HeldView:
         if self._reachable:
             await self._reader.reach(self._held, start)
         self._reachable = False
+
+    def _tail_tier(self) -> str:
+        """Where the tail, which has what was asked for, came from."""
+        if self._nearest is None:
+            self._nearest = DATABASE_TIER if self._anew() else MEMORY_TIER
+        if self._nearest == MEMORY_TIER:
+            self._reader.sealed.hit()
+        else:
+            self._reader.sealed.missed()
+        return self._nearest
 
     def _guess(self, interval: Interval, limit: int) -> int:
         """The start of the chunk where a tail has to start to have `limit` rows before the end of `interval`, going

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 
 from market.clock import LATEST_MS, Clock
@@ -29,7 +29,8 @@ from store.tiers.disk import DiskTier
 from store.tiers.encoded import EncodedAnswers
 from store.tiers.frequent import FrequentSeries
 from store.tiers.held_series import HeldSeries
-from store.tiers.held_view import HeldView
+from store.tiers.held_view import LEAST_BY_TAIL, HeldView
+from store.tiers.known_series import KnownSeries, Now
 from store.tiers.operating import VERSION_KIND, Operating
 from store.tiers.process_memory import CANDLES_KIND, MEMORY_TIER, ProcessMemory
 from store.tiers.sealed import SealedPeriods
@@ -47,28 +48,6 @@ _TRIES = 4
 #: Milliseconds for which a database may answer with an older revision than was seen (a replica that lags) before
 #: that is believed (a restored backup).
 _LONGEST_LAG_MS = 30_000
-
-
-#: Mark, clock, told and turn; see :class:`_Known`.
-_Now = tuple[int | None, int, int, int]
-
-
-@dataclass
-class _Known:
-    """A series, which never changes in here, and when that was last known to be so."""
-
-    #: None: not stored.
-    held: HeldSeries | None
-    #: The database's mark from before it was asked; None where it has none.
-    mark: int | None
-    #: Our clock when it was asked, milliseconds.
-    at: int
-    #: How often somebody has told of a change of the series, or has written anything here, by then.
-    told: int
-    #: The latest question that had begun by then: it and all before it are answered by this.
-    turn: int
-    #: Since when the database has answered with an older revision; None while it has not.
-    behind_since: int | None = None
 
 
 class TieredViews:
@@ -107,8 +86,6 @@ class TieredViews:
         self._flight: SingleFlight[Series, None] = SingleFlight(most_waiting=100_000, wait_seconds=60.0)
         #: Whether what was read is kept. One at a time of a series: each would lose what the other has read.
         self._reading: SingleFlight[Series, bool] = SingleFlight(most_waiting=100_000, wait_seconds=60.0)
-        self._told: dict[Series, int] = {}
-        self._all_told = 0
         self._turn = 0
         self.encoded = EncodedAnswers(entries, statistics, clock)
         self.sealed = SealedPeriods(entries, disk, statistics)
@@ -151,14 +128,16 @@ class TieredViews:
 
     def age_ms(self, series: Sequence[Series]) -> int:
         """How long ago what is held of these was last known to be so; 0 where that is known at every moment."""
-        known = [one for one in (self._entries.get(("series", each)) for each in series) if isinstance(one, _Known)]
+        known = [
+            one for one in (self._entries.get(("series", each)) for each in series) if isinstance(one, KnownSeries)
+        ]
         mark = self._store.change_mark()
         return max((self._age_ms(one) for one in known if mark is None or one.mark != mark), default=0)
 
     def fresh(self, series: Series) -> bool:
         """Whether what is held of `series` may be served without asking the database."""
         known = self._entries.get(("series", series))
-        return isinstance(known, _Known) and self._is_fresh(series, known)
+        return isinstance(known, KnownSeries) and self._is_fresh(series, known)
 
     async def look(self) -> None:
         """See what an operator has switched, if nobody has looked for a while."""
@@ -178,13 +157,6 @@ class TieredViews:
             with contextlib.suppress(Moved):
                 await view.page(view.facts.known, limit=rows, newest=True)
                 return
-
-    def tell(self, series: Series | None = None) -> None:
-        """A series has changed, or any may have: ask the database before it is served again."""
-        if series is None:
-            self._all_told += 1
-        else:
-            self._told[series] = self._told.get(series, 0) + 1
 
     def forget(self, series: Series | None = None) -> None:
         """Drop what process memory holds of a series, or everything; it is read again when it is asked for."""
@@ -267,33 +239,33 @@ class TieredViews:
     async def _read_tail(self, held: HeldSeries, start: int) -> bool:
         if self._entries.frozen:
             return False
-        now = self._now(held.series)
+        now = self._now()
         most = min(_MOST_TAIL_ROWS, self._entries.limit_bytes // _ROW_BYTES)
         delta = await self._store.delta(held.series, since=-1, after_ms=start - 1, limit=most)
         if delta is None or delta.more or delta.facts.revision < held.revision:
             return False
         found = held.with_tail(start, delta)
-        if self._keep(held.series, _Known(found, *now)):
+        if self._keep(held.series, KnownSeries(found, *now)):
             return True
         # Too large for memory; the rest is not.
-        self._keep(held.series, _Known(replace(found, tail=None), *now))
+        self._keep(held.series, KnownSeries(replace(found, tail=None), *now))
         return False
 
     async def _read_periods(self, held: HeldSeries) -> bool:
         if self._entries.frozen:
             return False
-        now = self._now(held.series)
+        now = self._now()
         after = LATEST_MS if held.tail is None else held.tail.last
         delta = await self._store.delta(held.series, since=-1, after_ms=after, limit=_MOST_NEW_ROWS)
         if delta is None or delta.facts.revision < held.revision:
             return False
         found = held.known_again(delta)
         # A tail that a correction has met meanwhile is read anew when it is asked for: what is kept is whole.
-        return self._keep(held.series, _Known(found if found.whole else replace(found, tail=None), *now))
+        return self._keep(held.series, KnownSeries(found if found.whole else replace(found, tail=None), *now))
 
     async def _view(self, series: Series, turn: int, away: bool) -> SeriesView | None:
         known = self._entries.get(("series", series))
-        if not isinstance(known, _Known) or not (away or known.turn >= turn or self._is_fresh(series, known)):
+        if not isinstance(known, KnownSeries) or not (away or known.turn >= turn or self._is_fresh(series, known)):
             # It does not fit in memory, or memory is read-only.
             return await self._stored(series)
         if known.held is None:
@@ -301,34 +273,31 @@ class TieredViews:
         stored = StoredView(self._store, self._archive, series, known.held.facts)
         # While the database does not answer, a mark proves nothing.
         age = 0 if known.mark is not None and not away else self._age_ms(known)
-        return HeldView(known.held, stored, self, age)
+        return HeldView(known.held, stored, self, age, known.given)
 
-    def _age_ms(self, known: _Known) -> int:
+    def _age_ms(self, known: KnownSeries) -> int:
         return max(self._clock.now_ms() - known.at, 0)
 
     async def _stored(self, series: Series) -> StoredView | None:
         facts = await self._store.facts(series)
         return None if facts is None else StoredView(self._store, self._archive, series, facts)
 
-    def _is_fresh(self, series: Series, known: _Known) -> bool:
+    def _is_fresh(self, series: Series, known: KnownSeries) -> bool:
         mark = self._store.change_mark()
         if mark is not None or known.mark is not None:
             return mark == known.mark
         lifetime = self._times.milliseconds(VERSION_KIND, self._clock.now_ms())
-        return known.told == self._told_of(series) and 0 <= self._clock.now_ms() - known.at < lifetime
+        return known.writes == self._store.writes_here() and 0 <= self._clock.now_ms() - known.at < lifetime
 
     def _servable(self, series: Series) -> bool:
         """While the database does not answer: whether what was so a while ago may still be served."""
         known = self._entries.get(("series", series))
         lifetime = self._times.milliseconds(CANDLES_KIND, self._clock.now_ms())
-        return isinstance(known, _Known) and 0 <= self._clock.now_ms() - known.at < lifetime
+        return isinstance(known, KnownSeries) and 0 <= self._clock.now_ms() - known.at < lifetime
 
-    def _now(self, series: Series) -> _Now:
-        """What goes with an answer that is asked for now: see :class:`_Known`."""
-        return self._store.change_mark(), self._clock.now_ms(), self._told_of(series), self._turn
-
-    def _told_of(self, series: Series) -> int:
-        return self._told.get(series, 0) + self._all_told + self._store.writes_here()
+    def _now(self) -> Now:
+        """What goes with an answer that is asked for now: see :class:`KnownSeries`."""
+        return self._store.change_mark(), self._clock.now_ms(), self._store.writes_here(), self._turn
 
     async def _refresh(self, series: Sequence[Series], turn: int) -> None:
         for _ in range(2):
@@ -340,39 +309,56 @@ class TieredViews:
 
     def _answers(self, series: Series, turn: int) -> bool:
         known = self._entries.get(("series", series))
-        return isinstance(known, _Known) and known.turn >= turn
+        return isinstance(known, KnownSeries) and known.turn >= turn
 
     async def _learn(self, series: Series) -> None:
         """Bring what is held of a series to what the database says now."""
-        now = self._now(series)
+        now = self._now()
         version = (await self._operating.versions([series])).get(series)
         if version is None:
-            self._keep(series, _Known(None, *now))
+            self._keep(series, KnownSeries(None, *now))
             return
         for _ in range(_TRIES):
             known = self._entries.get(("series", series))
             if known is None and self._entries.frozen:
                 return
-            after = await self._brought(series, version, known if isinstance(known, _Known) else None, now)
+            after = await self._brought(series, version, known if isinstance(known, KnownSeries) else None, now)
             # A tail that was read meanwhile is not to be lost.
             if self._entries.get(("series", series)) is known:
                 break
-        self._keep(series, after)
+        if not self._keep(series, after) and after.held is not None and after.held.tail is not None:
+            # Too large for memory; the rest is not.
+            self._keep(series, replace(after, held=replace(after.held, tail=None)))
 
-    async def _brought(self, series: Series, version: SeriesVersion, known: _Known | None, now: _Now) -> _Known:
+    async def _brought(
+        self, series: Series, version: SeriesVersion, known: KnownSeries | None, now: Now
+    ) -> KnownSeries:
         """What is known of a series, brought to this version or a later one."""
         before = None if known is None else known.held
         if known is not None and before is not None:
             if now[0] is None and version.revision < before.revision:
                 behind = now[1] if known.behind_since is None else known.behind_since
                 if now[1] - behind < _LONGEST_LAG_MS:
-                    return _Known(before, *now, behind)
+                    return KnownSeries(before, *now, behind_since=behind)
             same = (version.revision, version.origin_ms) == (before.revision, before.facts.origin_ms)
             after = before if same else await self._advanced(before)
             if after is not None:
-                return _Known(after, *now)
-        delta = await self._store.delta(series, since=-1, after_ms=LATEST_MS, limit=0)
-        return _Known(None if delta is None else HeldSeries.read(series, delta), *now)
+                return KnownSeries(after, *now)
+        return KnownSeries(await self._first(series), *now, anew=True)
+
+    async def _first(self, series: Series) -> HeldSeries | None:
+        """A series that nothing is held of, with its newest rows: most questions are for these."""
+        facts = await self._store.facts(series)
+        if facts is None or facts.known is None:
+            start, limit = LATEST_MS + 1, 0
+        else:
+            start = chunk_start(facts.known.end - LEAST_BY_TAIL * series.timeframe.milliseconds, series.timeframe)
+            limit = min(_MOST_NEW_ROWS, self._entries.limit_bytes // _ROW_BYTES)
+        delta = await self._store.delta(series, since=-1, after_ms=start - 1, limit=limit)
+        if delta is None:
+            return None
+        held = HeldSeries.read(series, delta)
+        return held if delta.more or not delta.rows.num_rows else held.with_tail(start, delta)
 
     async def _advanced(self, held: HeldSeries) -> HeldSeries | None:
         """The same series at the newest revision; None if it has to be read anew."""
@@ -387,12 +373,12 @@ class TieredViews:
             held = held.repaired()
         return replace(held, tail=None)
 
-    def _keep(self, series: Series, known: _Known) -> bool:
+    def _keep(self, series: Series, known: KnownSeries) -> bool:
         """Whether it is kept."""
         before = self._entries.get(("series", series))
-        if isinstance(before, _Known) and before.held is known.held:
+        if isinstance(before, KnownSeries) and before.held is known.held:
             # Nothing to keep that was not kept: this is allowed while the cache is read-only, too.
-            before.mark, before.at, before.told, before.turn = known.mark, known.at, known.told, known.turn
+            before.mark, before.at, before.writes, before.turn = known.mark, known.at, known.writes, known.turn
             before.behind_since = known.behind_since
             return True
         size = 200 if known.held is None else known.held.bytes

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 from market.clock import Clock
 from store.archive.archive import Archive
-from store.cache.entries import Entries
 from store.cache.statistics import TierStatistics
 from store.cache.time_to_live import TimesToLive
 from store.candle_store import CandleStore
 from store.tiers.disk import DiskTier
+from store.tiers.process_memory import ProcessMemory
 from store.tiers.tiered_views import TieredViews
 
 MEBIBYTE = 1 << 20
@@ -36,7 +35,7 @@ def tiered(
         store,
         archive,
         clock,
-        entries=Entries(memory_bytes, monotonic_ms=time.monotonic),
+        entries=ProcessMemory(memory_bytes, statistics),
         disk=None if folder is None else DiskTier(folder, disk_bytes, statistics, clock),
         times=times or TimesToLive(),
         statistics=statistics,
