@@ -4,8 +4,9 @@ python -m bench.tier_mix [--json] [--candles N] [--rounds N]
 
 At `--candles` 1,000,000: first 5,000 series of 2,000 minutes read at random, all alike; then 500 series of 100,000
 minutes by the mix (`bench.tier_series`), with the memory and disk of the default settings, 256 MiB and 4 GiB: a
-twentieth of what is stored, and most of it. With fewer all of it shrinks. The database alone is asked in turn with the tiers, in blocks of the same
-mix. After every read what is held is compared with its limit, and the run ends where it is more.
+twentieth of what is stored, and most of it. With fewer all of it shrinks. The database alone is asked in turn with
+the tiers, in blocks of the same mix. After every read what is held is compared with its limit, and the run ends
+where it is more.
 """
 
 from __future__ import annotations
