@@ -36,8 +36,16 @@ def server(postgres: PrivatePostgres) -> Iterator[PrivatePostgres]:
         yield server
 
 
+#: Seconds between two rounds of the load.
+_PAUSE = 0.02
+
+
 class Load:
-    """Streams that never stop: trades of some symbols, and one candle that is corrected again and again."""
+    """Streams that never stop: trades of some symbols, and one candle that is corrected again and again.
+
+    They bring some thousand rows a second, and not as many as can be taken: what comes faster than a database
+    writes is never behind it.
+    """
 
     def __init__(self, writer: Writer) -> None:
         self._writer = writer
@@ -50,6 +58,7 @@ class Load:
             self._writer.candles(batch(made([1], self.rounds)), CLOCK.now_ms())
             await asyncio.gather(*(put_trades(self._writer, first, 40, symbol) for symbol in SYMBOLS))
             self.rounds += 1
+            await asyncio.sleep(_PAUSE)
 
     async def some_rounds(self, count: int = 5) -> None:
         """Let it go on for a while."""
