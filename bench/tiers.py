@@ -14,6 +14,7 @@ import asyncio
 import contextlib
 import logging
 import tempfile
+import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,6 +57,11 @@ _SKIPPED, _AFTER = (to_ms("2022-02-01") - START) // 60_000, 45_000
 _SLOW = 4
 
 _Ask = Callable[[MarketData], Awaitable[CandleAnswer]]
+
+
+def _expired() -> None:
+    """Wait until a version that was asked for has to be asked for again."""
+    time.sleep(0.12)
 
 
 @dataclass(frozen=True)
@@ -153,7 +159,7 @@ def ours(question: Question, our: Ours) -> dict[str, Contender]:
         "postgres": Contender(
             f"database, {our.mode}", _checked(question, untiered(our.postgres), database), every=_SLOW
         ),
-        "asked": Contender(f"memory over {our.mode}, version asked for", over, our.over_postgres.views.tell),
+        "asked": Contender(f"memory over {our.mode}, version asked for", over, _expired),
         "known": Contender(f"memory over {our.mode}, within 100 ms", over, over),
     }
 
