@@ -18,10 +18,13 @@ from store.tiers.held_series import HeldSeries
 from store.tiers.periods import Period
 from store.tiers.process_memory import MEMORY_TIER
 from store.tiers.sealed import SealedPeriods, farthest
+from store.tiers.tail import Tail
 from store.tiers.view import Moved, StoredView, UnknownPeriods
 
 #: A tail is read for the newest rows up to so many; more come by whole periods.
 _MOST_BY_TAIL = 5_000
+#: A range that begins so many rows before the last one, or more, does not make the tail longer.
+_LONGEST_BY_RANGE = 6_000
 #: Rows that a tail is read for at least.
 LEAST_BY_TAIL = 1_500
 
@@ -163,6 +166,11 @@ class HeldView:
         if tail is not None and tail.start <= wanted.start:
             return tail.rows(wanted), self._tail_tier()
         if period.start == held.newest_period:
+            if (
+                tail is not None
+                and wanted.start < tail.last - _LONGEST_BY_RANGE * held.series.timeframe.milliseconds
+            ):
+                return await self._with_head(period, wanted, tail)
             if held.tail_from <= wanted.start:
                 await self._reach(wanted.start)
             return await self._direct(wanted, last, newest=last is not None)
@@ -174,6 +182,19 @@ class HeldView:
             return await self._direct(wanted, last, newest=last is not None)
         sealed, tier = await self._reader.sealed.table(held.series, period, self._stored)
         return sealed.rows(wanted), tier
+
+    async def _with_head(self, period: Period, wanted: Interval, tail: Tail) -> tuple[pa.Table, str]:
+        """Rows that begin long before the tail: what lies before it is kept as periods are, and makes room."""
+        before = Interval(period.start, tail.start)
+        head, tier = await self._reader.sealed.head(
+            self._held, before, lambda: self._direct(before, None, newest=False)
+        )
+        parts = []
+        if wanted.start < tail.start:
+            parts.append(head.rows(Interval(wanted.start, min(wanted.end, tail.start))))
+        if wanted.end > tail.start:
+            parts.append(tail.rows(Interval(tail.start, wanted.end)))
+        return pa.concat_tables(parts), tier
 
     async def _direct(self, wanted: Interval, limit: int | None, *, newest: bool) -> tuple[pa.Table, str]:
         """Straight from the database."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -19,6 +20,7 @@ from store.cache.single_flight import SingleFlight
 from store.cache.statistics import TierStatistics
 from store.candle_store import DATABASE_TIER
 from store.tiers.disk import ChunkName, DiskTier
+from store.tiers.held_series import HeldSeries
 from store.tiers.periods import Period
 from store.tiers.process_memory import CANDLES_KIND, MEMORY_TIER, ProcessMemory
 from store.tiers.view import Moved, SeriesView
@@ -62,6 +64,34 @@ class SealedTable:
         return self.table.slice(int(first), int(last - first))
 
 
+@dataclass(frozen=True)
+class HeadTable:
+    """The rows of the newest period that open before the tail, as of a revision."""
+
+    interval: Interval
+    revision: int
+    table: pa.Table
+    #: Open times of the rows.
+    times: Int64s
+
+    @property
+    def bytes(self) -> int:
+        """What it takes in memory."""
+        return int(self.table.nbytes) + 1000
+
+    def rows(self, interval: Interval) -> pa.Table:
+        """Those that open in `interval`."""
+        first, last = np.searchsorted(self.times, [interval.start, interval.end])
+        return self.table.slice(int(first), int(last - first))
+
+    def holds(self, held: HeldSeries, wanted: Interval) -> bool:
+        """Whether it has what the series has in `wanted`, at the revision that is held."""
+        if self.interval.start != wanted.start or self.interval.end < wanted.end or self.revision > held.revision:
+            return False
+        changed = held.changed_since(self.revision)
+        return changed is None or changed >= self.interval.end
+
+
 class SealedPeriods:
     """Tables of periods, each held to the digest that names it. Used from one event loop."""
 
@@ -75,6 +105,7 @@ class SealedPeriods:
         self._disk = disk
         self._statistics = statistics
         self._flight: SingleFlight[object, tuple[SealedTable, str]] = SingleFlight()
+        self._heads: SingleFlight[object, tuple[HeadTable, str]] = SingleFlight()
         self._touched: dict[object, None] = {}
         self._waiting = 0
         # One at a time: writing must not take the processor from those who read.
@@ -136,6 +167,31 @@ class SealedPeriods:
         sealed = SealedTable.of(period, table)
         self._entries.put(("sealed", series, period.start), sealed, sealed.bytes)
         return sealed, tier
+
+    async def head(
+        self, held: HeldSeries, wanted: Interval, read: Callable[[], Awaitable[tuple[pa.Table, str]]]
+    ) -> tuple[HeadTable, str]:
+        """The rows of `wanted`, from the beginning of the newest period to the tail, and the tier that gave them.
+
+        :param read: reads them; what it gives is what the series has at the revision that is held.
+        :raises Moved: the database has something else there by now.
+        """
+        key = ("sealed", held.series, "head")
+        found = self._entries.get(key)
+        if isinstance(found, HeadTable) and found.holds(held, wanted):
+            self.hit()
+            return found, MEMORY_TIER
+
+        async def load() -> tuple[HeadTable, str]:
+            table, tier = await read()
+            table = table.combine_chunks()
+            head = HeadTable(wanted, held.revision, table, open_times_ms(table))
+            before = self._entries.get(key)
+            if not isinstance(before, HeadTable) or before.revision <= head.revision:
+                self._entries.put(key, head, head.bytes)
+            return head, tier
+
+        return await self._heads.run((held.series, held.revision, wanted), load)
 
     async def from_disk(self, name: ChunkName) -> pa.Table | None:
         """A table of the disk tier, or None."""

@@ -182,6 +182,29 @@ async def test_sealed_periods_come_from_disk_after_a_restart(opened: Opened) -> 
         assert await read.same(**whole) == "database"
 
 
+async def test_a_range_far_before_the_tail_leaves_the_tail_short(opened: Opened) -> None:
+    month = {"start_ms": START + 59 * DAY, "end_ms": START + 85 * DAY}
+    async with opened() as read:
+        # March is the newest month.
+        await read.store.write(batch(made(range(59 * 1440, 85 * 1440))))
+        await read.same(limit=1000)
+        used = read.views.used_bytes
+        answers = await asyncio.gather(*(read.through.candles(BTC, **month) for _ in range(200)))
+        assert all(one.table.equals(answers[0].table) for one in answers)
+        assert read.asked()["page"] == 1
+        assert await read.same(**month) == "memory"
+        assert read.views.used_bytes > 3 * used
+        # It grows with the tail, and is read again where something before the tail was corrected.
+        await read.store.write(batch(made([85 * 1440])))
+        assert await read.same(start_ms=START + 60 * DAY, end_ms=START + 86 * DAY) == "memory"
+        await read.store.write(batch(made([60 * 1440], version=1)))
+        assert await read.same(**month) == "database"
+        assert await read.same(**month) == "memory"
+        await read.store.write(batch(made([60 * 1440 + 1], version=1)))
+        assert await read.same(**month, limit=5) == "database"
+        assert await read.same(**month) == "memory"
+
+
 async def test_process_memory_stays_within_its_bytes(opened: Opened) -> None:
     limit = 500_000
     series = [Series("binance", f"S{number}/USDT", ONE_MINUTE) for number in range(60)]
