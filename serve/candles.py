@@ -25,9 +25,9 @@ from serve.formats import ENCODERS, Format
 from serve.parameters import StrictRoute
 from serve.records import compact, pairs, series_names
 from store.answer import CandleAnswer
+from store.cache.memory import MEMORY_TIER
 from store.market_data import MarketData
 from store.tiers.encoded import Encoded
-from store.tiers.process_memory import MEMORY_TIER
 
 router = APIRouter(prefix="/v1", tags=["candles"], route_class=StrictRoute)
 #: Above this many rows the encoding leaves the event loop, so that short answers need not wait for it.

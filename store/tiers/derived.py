@@ -15,13 +15,14 @@ from market.fingerprint import Digest
 from market.interval import Interval
 from market.rollup import roll_up
 from market.timeframe import TIMEFRAMES, Int64s, Timeframe
+from store.cache.memory import MEMORY_TIER
 from store.cache.statistics import TierStatistics
 from store.candle_store import StoredPage
-from store.tiers.disk import ChunkName
+from store.tiers.disk import DISK_TIER, ChunkName
 from store.tiers.held_series import HeldSeries
-from store.tiers.periods import Period, period_of
-from store.tiers.process_memory import CANDLES_KIND, MEMORY_TIER, ProcessMemory
-from store.tiers.sealed import DISK_TIER, SealedPeriods, SealedTable, farthest
+from store.tiers.periods import Period, opening_in, period_of
+from store.tiers.process_memory import CANDLES_KIND, ProcessMemory
+from store.tiers.sealed import SealedPeriods, SealedTable, farthest
 from store.tiers.tail import copied
 from store.tiers.view import Moved, StoredView, UnknownPeriods
 
@@ -54,8 +55,7 @@ class _DerivedTail:
         return int(self.table.nbytes) + self.times.nbytes + 1000
 
     def rows(self, interval: Interval) -> pa.Table:
-        first, last = np.searchsorted(self.times, [interval.start, interval.end])
-        return self.table.slice(int(first), int(last - first))
+        return opening_in(self.table, self.times, interval)
 
     def since(self, start: int) -> _DerivedTail:
         """Without the buckets before `start`; copied, so that they can be freed."""

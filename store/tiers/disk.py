@@ -23,14 +23,13 @@ from market.instrument import Series
 from store.cache.statistics import TierStatistics
 from store.tiers.disk_file import ChunkName, check_seal, encode, mapped, revision_of
 from store.tiers.disk_folder import DiskFolder, Found, delete, opened, room_of, write
+from store.tiers.process_memory import CANDLES_KIND
 
-__all__ = ["ChunkName", "DiskCounts", "DiskTier", "Swept"]
+__all__ = ["DISK_TIER", "ChunkName", "DiskCounts", "DiskTier", "Swept"]
 
 log = structlog.get_logger(__name__)
 
-TIER = "disk"
-#: What the statistics count the chunks as.
-KIND = "candles"
+DISK_TIER = "disk"
 
 _GIB = 1 << 30
 _MS_NS = 1_000_000
@@ -156,13 +155,13 @@ class DiskTier:
             if error.errno in _NO_FILE:
                 table = None
             else:
-                self._statistics.error(TIER, KIND)
+                self._statistics.error(DISK_TIER, CANDLES_KIND)
                 self._say("the disk cache cannot be read", error=str(error))
                 return None
         if table is None:
-            self._statistics.miss(TIER, KIND)
+            self._statistics.miss(DISK_TIER, CANDLES_KIND)
         else:
-            self._statistics.hit(TIER, KIND)
+            self._statistics.hit(DISK_TIER, CANDLES_KIND)
         return table
 
     def _read(self, name: ChunkName, folder: int) -> pa.Table | None:
@@ -340,7 +339,7 @@ class DiskTier:
             self.counts.leftovers += len(leftovers)
             self._tell()
         if evicted:
-            self._statistics.evicted(TIER, KIND, len(evicted))
+            self._statistics.evicted(DISK_TIER, CANDLES_KIND, len(evicted))
         return Swept(self._files, self._bytes, len(evicted), len(leftovers), busy=evict and not mine)
 
     def _oldest(self, found: list[Found], size: int, short: int) -> list[Found]:
@@ -359,7 +358,7 @@ class DiskTier:
         return chosen
 
     def _tell(self) -> None:
-        self._statistics.bytes_changed(TIER, KIND, self._bytes - self._told)
+        self._statistics.bytes_changed(DISK_TIER, CANDLES_KIND, self._bytes - self._told)
         self._told = self._bytes
 
     def _refused(self, what: str, **details: object) -> bool:

@@ -9,8 +9,9 @@ from typing import Generic, NamedTuple, TypeVar, cast
 from market.candle import open_times_ms
 from market.clock import Clock
 from store.answer import CandleAnswer
+from store.cache.memory import MEMORY_TIER
 from store.cache.statistics import TierStatistics
-from store.tiers.process_memory import MEMORY_TIER, QUERY_KIND, ProcessMemory
+from store.tiers.process_memory import QUERY_KIND, ProcessMemory
 
 _V = TypeVar("_V")
 

@@ -11,12 +11,12 @@ from market.candle import no_candles, open_times_ms
 from market.coverage import Covered
 from market.interval import Interval
 from market.timeframe import Timeframe
+from store.cache.memory import MEMORY_TIER
 from store.candle_store import DATABASE_TIER, SeriesFacts, StoredPage
 from store.merge import chunk_start
 from store.tiers.derived import DerivedCandles
 from store.tiers.held_series import HeldSeries
 from store.tiers.periods import Period
-from store.tiers.process_memory import MEMORY_TIER
 from store.tiers.sealed import SealedPeriods, farthest
 from store.tiers.tail import Tail
 from store.tiers.view import Moved, StoredView, UnknownPeriods

@@ -6,10 +6,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
+import numpy as np
+import pyarrow as pa
+
 from market.fingerprint import Digest
 from market.instrument import Series
 from market.interval import Interval
-from market.timeframe import DAY_MS, TIMEFRAMES, Timeframe
+from market.timeframe import DAY_MS, TIMEFRAMES, Int64s, Timeframe
 from store.candle_store import Chunk
 
 _MONTH = TIMEFRAMES["1M"]
@@ -63,3 +66,12 @@ def periods_of(series: Series, chunks: Iterable[Chunk]) -> dict[int, Period]:
             current = period_of(chunk.start, series.timeframe)
         current = found[current.start] = current.with_chunk(chunk)
     return found
+
+
+def opening_in(table: pa.Table, times: Int64s, interval: Interval) -> pa.Table:
+    """The rows that open in `interval`, without copying.
+
+    :param times: open times of the rows, sorted.
+    """
+    first, last = np.searchsorted(times, [interval.start, interval.end])
+    return table.slice(int(first), int(last - first))

@@ -6,9 +6,9 @@ import time
 from collections.abc import Callable, Hashable
 
 from store.cache.entries import Entries, Gone
+from store.cache.memory import MEMORY_TIER
 from store.cache.statistics import TierStatistics
 
-MEMORY_TIER = "memory"
 #: What statistics call candles, and answers kept as bytes.
 CANDLES_KIND = "candles"
 QUERY_KIND = "query"

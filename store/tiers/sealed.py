@@ -7,7 +7,6 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-import numpy as np
 import pyarrow as pa
 
 from market.candle import open_times_ms
@@ -16,18 +15,19 @@ from market.instrument import Series
 from market.interval import Interval
 from market.timeframe import Int64s
 from store.archived_page import ARCHIVE_TIER
+from store.cache.memory import MEMORY_TIER
+from store.cache.shared_values import ROUTER_TIER
 from store.cache.single_flight import SingleFlight
 from store.cache.statistics import TierStatistics
 from store.candle_store import DATABASE_TIER
-from store.tiers.disk import ChunkName, DiskTier
+from store.tiers.disk import DISK_TIER, ChunkName, DiskTier
 from store.tiers.held_series import HeldSeries
-from store.tiers.periods import Period
-from store.tiers.process_memory import CANDLES_KIND, MEMORY_TIER, ProcessMemory
+from store.tiers.periods import Period, opening_in
+from store.tiers.process_memory import CANDLES_KIND, ProcessMemory
 from store.tiers.view import Moved, SeriesView
 
-DISK_TIER = "disk"
 #: From near to far.
-_DISTANCE = (MEMORY_TIER, "router", DISK_TIER, DATABASE_TIER, ARCHIVE_TIER)
+_DISTANCE = (MEMORY_TIER, ROUTER_TIER, DISK_TIER, DATABASE_TIER, ARCHIVE_TIER)
 #: Tables that may wait to be written to the disk tier. Rule: when more come, the new ones are not written.
 _MOST_WAITING = 8
 #: Periods of which a small part was read once. Rule: the oldest are forgotten.
@@ -60,8 +60,7 @@ class SealedTable:
 
     def rows(self, interval: Interval) -> pa.Table:
         """Those that open in `interval`."""
-        first, last = np.searchsorted(self.times, [interval.start, interval.end])
-        return self.table.slice(int(first), int(last - first))
+        return opening_in(self.table, self.times, interval)
 
 
 @dataclass(frozen=True)
@@ -81,8 +80,7 @@ class HeadTable:
 
     def rows(self, interval: Interval) -> pa.Table:
         """Those that open in `interval`."""
-        first, last = np.searchsorted(self.times, [interval.start, interval.end])
-        return self.table.slice(int(first), int(last - first))
+        return opening_in(self.table, self.times, interval)
 
     def holds(self, held: HeldSeries, wanted: Interval) -> bool:
         """Whether it has what the series has in `wanted`, at the revision that is held."""

@@ -14,6 +14,7 @@ from market.interval import Interval
 from market.timeframe import Int64s, Timeframe
 from store.candle_store import Chunk
 from store.merge import chunk_starts
+from store.tiers.periods import opening_in
 
 #: Pieces that a table may consist of before it is put together.
 _MOST_PIECES = 32
@@ -105,5 +106,4 @@ class Tail:
 
     def rows(self, interval: Interval) -> pa.Table:
         """Those that open in `interval`."""
-        first, last = np.searchsorted(self.times, [interval.start, interval.end])
-        return self.table.slice(int(first), int(last - first))
+        return opening_in(self.table, self.times, interval)

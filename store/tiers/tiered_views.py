@@ -18,6 +18,7 @@ from market.errors import StoreBusy, StoreUnavailable
 from market.instrument import Series
 from market.interval import Interval
 from store.archive.archive import Archive
+from store.cache.memory import MEMORY_TIER
 from store.cache.single_flight import SingleFlight
 from store.cache.statistics import TierStatistics
 from store.cache.time_to_live import TimesToLive
@@ -32,7 +33,7 @@ from store.tiers.held_series import HeldSeries
 from store.tiers.held_view import LEAST_BY_TAIL, HeldView
 from store.tiers.known_series import KnownSeries, Now
 from store.tiers.operating import VERSION_KIND, Operating
-from store.tiers.process_memory import CANDLES_KIND, MEMORY_TIER, ProcessMemory
+from store.tiers.process_memory import CANDLES_KIND, ProcessMemory
 from store.tiers.sealed import SealedPeriods
 from store.tiers.status import TierStatus
 from store.tiers.view import Moved, ReadAhead, SeriesView, StoredView

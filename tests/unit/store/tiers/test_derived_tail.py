@@ -14,11 +14,12 @@ from market.clock import LATEST_MS, to_ms
 from market.interval import Interval
 from market.rollup import roll_up
 from market.timeframe import DAY_MS, DEFAULT_ORIGIN_MS, ONE_MINUTE, TIMEFRAMES, Timeframe
+from store.cache.memory import MEMORY_TIER
 from store.candle_store import CandleStore, SeriesFacts, StoredPage
 from store.derived import windows
 from store.tiers import derived
 from store.tiers.held_series import HeldSeries
-from store.tiers.sealed import DATABASE_TIER, MEMORY_TIER
+from store.tiers.sealed import DATABASE_TIER
 from store.tiers.tiered_views import TieredViews
 from store.tiers.view import Moved, StoredView, UnknownPeriods
 from tests.conftest import ManualClock

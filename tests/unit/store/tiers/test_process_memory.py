@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 
 from market.instrument import Series
 from market.timeframe import ONE_MINUTE
+from store.cache.memory import MEMORY_TIER
 from store.cache.statistics import TierStatistics
-from store.tiers.process_memory import MEMORY_TIER, ProcessMemory
+from store.tiers.process_memory import ProcessMemory
 
 BTC = Series("binance", "BTC/USDT", ONE_MINUTE)
 SORTS = ("series", "sealed", "derived", "encoded")
